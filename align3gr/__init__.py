@@ -1,0 +1,1 @@
+"""Settings, command line, server and demo: composes the other rooms."""

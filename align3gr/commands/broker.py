@@ -1,0 +1,5 @@
+"""Commands: broker."""
+
+import typer
+
+app = typer.Typer()

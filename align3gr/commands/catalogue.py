@@ -1,0 +1,5 @@
+"""Commands: catalogue."""
+
+import typer
+
+app = typer.Typer()

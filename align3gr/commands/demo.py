@@ -1,0 +1,5 @@
+"""Commands: demo."""
+
+import typer
+
+app = typer.Typer()

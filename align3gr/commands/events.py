@@ -1,0 +1,5 @@
+"""Commands: events."""
+
+import typer
+
+app = typer.Typer()

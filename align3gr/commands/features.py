@@ -1,0 +1,5 @@
+"""Commands: features."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: ingest."""
+
+import typer
+
+app = typer.Typer()

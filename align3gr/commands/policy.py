@@ -1,0 +1,5 @@
+"""Commands: policy."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: recommend."""
+
+import typer
+
+app = typer.Typer()

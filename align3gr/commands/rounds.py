@@ -1,0 +1,5 @@
+"""Commands: rounds."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: serve."""
+
+import typer
+
+app = typer.Typer()

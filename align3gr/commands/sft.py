@@ -1,0 +1,5 @@
+"""Commands: sft."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,5 @@
+"""Commands: status."""
+
+import typer
+
+app = typer.Typer()

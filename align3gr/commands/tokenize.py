@@ -1,0 +1,5 @@
+"""Commands: tokenize."""
+
+import typer
+
+app = typer.Typer()
