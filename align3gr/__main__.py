@@ -48,8 +48,20 @@ def _top(
 
 
 for _module in (
-    broker, events, ingest, catalogue, features, tokenize, sft, rounds, policy, recommend, serve, status, demo,
-):  # fmt: skip
+    broker,
+    events,
+    ingest,
+    catalogue,
+    features,
+    tokenize,
+    sft,
+    rounds,
+    policy,
+    recommend,
+    serve,
+    status,
+    demo,
+):
     app.add_typer(_module.app)
 
 

@@ -48,7 +48,7 @@ JsonOption = typer.Option(False, "--json", help="Print the same facts as one JSO
 
 
 def emit(facts: Mapping[str, Any], as_json: bool, text: Callable[[], str] | None = None) -> None:
-    """Print ``facts``: one JSON line for machines, or ``text()`` (default: key and value lines) for people."""
+    """Print ``facts``: one JSON line for machines, or ``text()`` (default: key-value lines) for people."""
     if as_json:
         sys.stdout.write(json.dumps(facts, default=str, ensure_ascii=False) + "\n")
     elif text is not None:

@@ -44,11 +44,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the library's signature
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment variables win over the YAML file, which is passed as init values."""
         return env_settings, init_settings
@@ -87,7 +87,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_environment() -> None:
-    """pydantic-settings ignores a misspelt top-level variable; a person who set it believes it is in force."""
+    """pydantic-settings ignores a misspelt top-level variable; who set it believes it is in force."""
     for name in os.environ:
         if not name.startswith(ENV_PREFIX) or name == f"{ENV_PREFIX}SETTINGS":
             continue
