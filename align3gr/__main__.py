@@ -4,7 +4,7 @@ Command modules import what is heavy inside their functions: ``align3gr --help``
 not pay for torch or feast.
 """
 
-import os
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -67,12 +67,25 @@ for _module in (
 
 def main() -> None:
     """Entry point of the ``align3gr`` script."""
-    code = run(app)
-    sys.stdout.flush()
-    if code == 1:
-        # A closed pipe on the other side must not turn into a second error at interpreter exit.
-        sys.stderr.flush()
-    os._exit(code) if code == 130 else sys.exit(code)
+    shadowed = _shadowed_package()
+    if shadowed:
+        sys.stderr.write(f"align3gr: {shadowed}\n")
+        sys.exit(1)
+    sys.exit(run(app))
+
+
+def _shadowed_package() -> str | None:
+    """Which of our packages another one hides, in words; ``trainer`` is a public package's name too."""
+    ours = Path(__file__).resolve().parent.parent
+    for name in ("features", "ingest", "policies", "trainer"):
+        spec = importlib.util.find_spec(name)
+        found = Path(spec.origin).resolve().parent if spec and spec.origin else None
+        if found != ours / name:
+            return (
+                f"another package named {name} ({found}) hides the product's own; "
+                "install align3gr into a virtual environment of its own"
+            )
+    return None
 
 
 if __name__ == "__main__":

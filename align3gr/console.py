@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from .settings import Settings
@@ -72,27 +73,26 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
     ``--debug`` its traceback follows.
     """
     debug = "--debug" in (arguments if arguments is not None else sys.argv[1:])
-    from click.exceptions import Abort, ClickException, Exit
-
     try:
         result = app(args=arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except Exit as done:
-        return done.exit_code
-    except (Abort, KeyboardInterrupt):
-        say("stopped")
+        code = result if isinstance(result, int) else 0
+        if code == 130:
+            say("align3gr: stopped")
+        return code
+    except (typer.Abort, KeyboardInterrupt):
+        say("align3gr: stopped")
         return 130
-    except ClickException as error:
-        say(f"align3gr: {error.format_message()}; see align3gr --help")
+    except TyperException as error:
+        say(f"align3gr: {' '.join(error.format_message().split())}; see align3gr --help")
         return 2
     except BrokenPipeError:
         return 1
     except Exception as error:  # noqa: BLE001 - the edge of the program: every failure becomes one line
         if debug:
             traceback.print_exc()
-        code = getattr(error, "exit_code", 1)
+        exit_code = getattr(error, "exit_code", 1)
         cause = " ".join(str(error).split()) or type(error).__name__
         if not hasattr(error, "exit_code"):
             cause = f"{type(error).__name__}: {cause} (run again with --debug for the traceback)"
         say(f"align3gr: {cause}")
-        return int(code)
+        return int(exit_code)
