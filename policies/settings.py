@@ -1,9 +1,68 @@
-"""Settings of policies."""
+"""Settings of policies: the gate, promotion, the registry, decoding."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class GateSettings(BaseModel):
+    """What a candidate must show before it may become the reference. See policies/gate.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Share of users, by hash, whose feedback no round learns from: they judge the candidates."""
+    min_users: Annotated[int, Field(ge=2)] = 100
+    """Users with a case a metric needs before it is judged; with fewer for every metric the gate holds."""
+    required: tuple[str, ...] = ()
+    """Metrics that must be judged: too few users on one of them holds, whatever the others say."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """One-sided confidence of every lower bound."""
+    resamples: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples of users."""
+    slate_margin: Share = 0.02
+    """Loss tolerated in ranking within the slate, as a share of the compared policy's mean."""
+    full_margin: Share = 0.10
+    """Loss tolerated in NDCG over the whole catalogue, as a share of the compared policy's mean."""
+    coverage_share: Share = 0.7
+    """A candidate must recommend at least this share of the number of items the reference recommends."""
+    concentration_rise: Share = 0.10
+    """Rise tolerated in the share of recommendations that go to the most popular items (absolute)."""
+
+
+class PromotionSettings(BaseModel):
+    """Who may move the reference."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    automatic: bool = True
+    """Whether a round promotes what its gate passes; when off, a person does it (``policy promote``)."""
+
+
+class RegistrySettings(BaseModel):
+    """Where MLflow is. The directories under ``home/policies`` are the truth; MLflow mirrors them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mlflow: bool = True
+    """Whether rounds and policies are mirrored to MLflow at all."""
+    uri: str | None = None
+    """Tracking and registry URI; none: SQLite and a folder under ``home/mlflow``."""
+    model: Annotated[str, Field(min_length=1)] = "align3gr"
+    """Name of the registered model whose versions are our policies."""
+    experiment: Annotated[str, Field(min_length=1)] = "align3gr-rounds"
+    """MLflow experiment that holds the rounds as runs."""
+    timeout: Annotated[int, Field(ge=1)] = 10
+    """Seconds that one request to a remote MLflow may take."""
 
 
 class PolicySettings(BaseModel):
     """Decoding, gate, promotion and registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gate: GateSettings = GateSettings()
+    promotion: PromotionSettings = PromotionSettings()
+    registry: RegistrySettings = RegistrySettings()
