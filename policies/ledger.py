@@ -1,0 +1,289 @@
+"""The promotion ledger: which policy is the reference, and every move that made it so.
+
+One idea: an entry is a numbered JSON file that is complete before it has its name. It is written to a
+temporary file, synced, and hard-linked to the next number; the link fails when somebody else took that
+number, so every move is compare-and-set and names the version it expects to replace. MLflow's alias only
+mirrors this. Readers skip what is no entry (temporary files, a file torn by a dying disk) and say so.
+"""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from features.errors import BadInput
+
+from .errors import PoliciesError
+
+log = logging.getLogger(__name__)
+
+Action = Literal["promote", "rollback", "hold", "resume", "anchor"]
+_ACTIONS = ("promote", "rollback", "hold", "resume", "anchor")
+_NAME_DIGITS = 8
+
+
+class LedgerConflict(PoliciesError):  # noqa: N818 - reads as what it is at the raise site
+    """The reference is not what the mover expected: somebody moved it first."""
+
+
+class PromotionHeld(PoliciesError):  # noqa: N818
+    """Automatic promotion is held (after a rollback, or by a person) until ``policy resume``."""
+
+
+class NothingToRollBack(PoliciesError, BadInput):  # noqa: N818
+    """No earlier reference exists."""
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One move. ``source``, ``target``: the reference before and after it (``from`` and ``to`` on disk)."""
+
+    seq: int
+    at: datetime
+    who: str
+    action: Action
+    source: str | None
+    target: str | None
+    expects: str | None
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of the entry's file."""
+        return {
+            "seq": self.seq,
+            "at": self.at.isoformat(),
+            "who": self.who,
+            "action": self.action,
+            "from": self.source,
+            "to": self.target,
+            "expects": self.expects,
+            "why": self.why,
+        }
+
+
+def utc_now() -> datetime:
+    """The clock of production; tests pass their own."""
+    return datetime.now(UTC)
+
+
+class PromotionLedger:
+    """Reads and moves the reference. Safe for any number of processes; holds nothing open.
+
+    Invariant: entry numbers are dense and never reused; the reference is a pure function of the entries.
+    """
+
+    def __init__(self, directory: Path, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self.directory = directory
+        self._clock = clock
+
+    def reference(self) -> str | None:
+        """Version of the promoted policy; None before the first promotion."""
+        return _State.of(self.history()).reference
+
+    def anchor(self) -> str | None:
+        """The fixed policy every candidate is also judged against: the first promoted, or the one set."""
+        return _State.of(self.history()).anchor
+
+    def held(self) -> bool:
+        """Whether automatic promotion is held."""
+        return _State.of(self.history()).held
+
+    def reference_at(self, time: datetime) -> str | None:
+        """The reference that was in force at ``time``."""
+        return _State.of(entry for entry in self.history() if entry.at <= time).reference
+
+    def history(self) -> list[LedgerEntry]:
+        """All entries, oldest first."""
+        entries: list[LedgerEntry] = []
+        for _, path in self._numbered():
+            entry = _read(path)
+            if entry is not None:
+                entries.append(entry)
+        return entries
+
+    def promote(
+        self, version: str, *, expects: str | None, who: str, why: str, automatic: bool = False
+    ) -> LedgerEntry:
+        """Make ``version`` the reference in place of ``expects`` (None: there must be none yet).
+
+        Raises LedgerConflict when the reference is another one or already ``version``, PromotionHeld when
+        ``automatic`` and promotion is held. A person may promote while it is held; the hold stays.
+        """
+
+        def move(state: "_State") -> tuple[str | None, str | None]:
+            if state.reference != expects:
+                raise LedgerConflict(
+                    f"{version} was to replace {expects or 'nothing'}, but the reference is "
+                    f"{state.reference or 'none'}: look at `align3gr policy history` and decide again"
+                )
+            if version == state.reference:
+                raise LedgerConflict(f"{version} is already the reference: nothing to promote")
+            if automatic and state.held:
+                raise PromotionHeld(
+                    f"automatic promotion is held, {version} stays a candidate: `align3gr policy resume` "
+                    "or `align3gr policy promote`"
+                )
+            return version, expects
+
+        return self._append("promote", move, who, why)
+
+    def rollback(self, *, who: str, why: str, to: str | None = None) -> LedgerEntry:
+        """Go back to the reference before the current one, or to ``to``; holds automatic promotion.
+
+        Raises NothingToRollBack when there is no earlier reference or ``to`` never was one.
+        """
+
+        def move(state: "_State") -> tuple[str | None, str | None]:
+            target = to if to is not None else state.previous
+            if target is None:
+                raise NothingToRollBack("there is no earlier reference to roll back to: see policy history")
+            if target == state.reference or target not in state.known:
+                raise NothingToRollBack(
+                    f"{target} is not an earlier reference: `align3gr policy history` names those that are"
+                )
+            return target, state.reference
+
+        return self._append("rollback", move, who, why)
+
+    def hold(self, *, who: str, why: str) -> LedgerEntry:
+        """Hold automatic promotion until ``resume``."""
+        return self._append("hold", lambda state: (state.reference, state.reference), who, why)
+
+    def resume(self, *, who: str, why: str) -> LedgerEntry:
+        """Let rounds promote again."""
+        return self._append("resume", lambda state: (state.reference, state.reference), who, why)
+
+    def set_anchor(self, version: str, *, who: str, why: str) -> LedgerEntry:
+        """Fix ``version`` as the anchor."""
+        return self._append("anchor", lambda state: (version, state.reference), who, why)
+
+    def _append(
+        self,
+        action: Action,
+        move: Callable[["_State"], tuple[str | None, str | None]],
+        who: str,
+        why: str,
+    ) -> LedgerEntry:
+        """Decide on the state as read, take the next number; when it is gone, read and decide again."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        while True:
+            numbered = self._numbered()
+            entries = [entry for _, path in numbered if (entry := _read(path)) is not None]
+            state = _State.of(entries)
+            target, expects = move(state)
+            seq = (numbered[-1][0] if numbered else 0) + 1
+            entry = LedgerEntry(seq, self._clock(), who, action, state.reference, target, expects, why)
+            if self._publish(entry):
+                log.info(
+                    "ledger seq=%d action=%s from=%s to=%s who=%s", seq, action, entry.source, target, who
+                )
+                return entry
+
+    def _publish(self, entry: LedgerEntry) -> bool:
+        """Give the entry its number; False when another process took it first."""
+        temporary = self.directory / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(entry.as_dict(), file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, self.directory / f"{entry.seq:0{_NAME_DIGITS}d}.json")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise PoliciesError(
+                f"the ledger in {self.directory} cannot be written ({error.strerror}): the reference has not "
+                "moved; free space or use a file system with hard links"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(self.directory)
+        return True
+
+    def _numbered(self) -> list[tuple[int, Path]]:
+        """(number, path) of the entry files, in order."""
+        if not self.directory.is_dir():
+            return []
+        paths = (path for path in self.directory.iterdir() if path.suffix == ".json" and path.stem.isdigit())
+        return sorted((int(path.stem), path) for path in paths)
+
+
+@dataclass
+class _State:
+    """The entries folded: who is the reference, who was before it, is promotion held."""
+
+    reference: str | None = None
+    anchor: str | None = None
+    held: bool = False
+
+    def __post_init__(self) -> None:
+        self._line: list[str] = []
+        self.known: set[str] = set()
+
+    @classmethod
+    def of(cls, entries: Iterable[LedgerEntry]) -> "_State":
+        state = cls()
+        for entry in entries:
+            state._take(entry)
+        return state
+
+    @property
+    def previous(self) -> str | None:
+        """The reference that the current one replaced; rollbacks walk back along this line."""
+        return self._line[-2] if len(self._line) > 1 else None
+
+    def _take(self, entry: LedgerEntry) -> None:
+        if entry.action == "hold":
+            self.held = True
+        elif entry.action == "resume":
+            self.held = False
+        elif entry.action == "anchor":
+            self.anchor = entry.target
+        elif entry.target is not None:
+            if entry.action == "rollback":
+                self.held = True
+                self._line.pop()
+                if entry.target in self._line:
+                    while self._line.pop() != entry.target:
+                        pass
+            self._line.append(entry.target)
+            self.known.add(entry.target)
+            self.reference = entry.target
+            self.anchor = self.anchor or entry.target
+
+
+def _read(path: Path) -> LedgerEntry | None:
+    """The entry in ``path``; None (and a warning) when the file holds no whole entry."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["action"] not in _ACTIONS:
+            raise ValueError(f"unknown action {raw['action']}")
+        at = datetime.fromisoformat(raw["at"])
+        if at.tzinfo is None:
+            raise ValueError("at has no time zone")
+        return LedgerEntry(
+            seq=int(raw["seq"]),
+            at=at,
+            who=str(raw["who"]),
+            action=raw["action"],
+            source=raw["from"],
+            target=raw["to"],
+            expects=raw["expects"],
+            why=str(raw["why"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("ledger unreadable entry path=%s cause=%s", path, " ".join(str(error).split()))
+        return None
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
