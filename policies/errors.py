@@ -1,7 +1,19 @@
 """Errors of policies: their directories, codecs, registry, ledger and gate."""
 
-from features.errors import ProductError
+from features.errors import BadInput, ProductError
 
 
 class PoliciesError(ProductError):
     """A policy, its codec, or its promotion cannot be what was asked for."""
+
+
+class PolicyRefused(PoliciesError, BadInput):
+    """A policy directory that is half written, corrupt, or does not match its codec or base."""
+
+
+class CodecError(PoliciesError, BadInput):
+    """A codec or quantizer that is broken, or an item it does not know."""
+
+
+class ScoringError(PoliciesError):
+    """A model that cannot score packed answers, or answers that cannot be packed."""

@@ -1,0 +1,399 @@
+"""What a deployed policy needs to give an item an SCID: text encoder and residual quantizer, inference only.
+
+``trainer.tokenization`` fits these; this module loads them, applies them and writes them. Everything is plain
+arrays (JSON and safetensors, numpy arithmetic): nothing is unpickled and torch is not imported.
+
+The vector of an item is ``[text part | collaborative part]``. An item nobody has met has no collaborative part:
+it is predicted from the text by the linear ``bridge`` (zeros when there is none).
+
+A quantizer directory::
+
+    quantizer.json         kind, sizes, text_width, activation
+    quantizer.safetensors  mean, scale [d]; weight.0.. [in, out]; bias.0.. [out]; codebook.0.. [K, z]; bridge
+    text.json              kind ("tfidf-svd" | "sentence"), vocabulary or directory name, parameters
+    text.safetensors       idf [V], components [V, d] (tfidf-svd only)
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CodecError
+
+Vectors = NDArray[np.float32]
+Codes = NDArray[np.int32]
+
+MAX_TEXT = 20_000
+"""Characters of an item's text that are read; the rest of a longer one adds nothing to its meaning."""
+
+
+class TextEncoder(Protocol):
+    """Text to vectors; frozen once saved."""
+
+    kind: str
+
+    @property
+    def width(self) -> int:
+        """Columns of what ``encode`` returns."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), width]."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write text.json (and text.safetensors) into ``directory``."""
+        ...
+
+
+@dataclass(frozen=True)
+class TfidfEncoder:
+    """TF-IDF projected on its leading singular vectors; equal to scikit-learn's with the same parameters.
+
+    ``tf = 1 + ln(count)``, times ``idf``, rows scaled to length 1, times ``components``, rows scaled to length 1.
+    A text without a known word is the zero vector.
+    """
+
+    vocabulary: Mapping[str, int]
+    """Word (or two words joined by a space when ``ngrams`` is 2) -> row of ``components``."""
+    idf: Vectors
+    """[V]"""
+    components: Vectors
+    """[V, width]"""
+    ngrams: int = 1
+    kind: str = field(default="tfidf-svd", init=False)
+
+    @property
+    def width(self) -> int:
+        """Columns of what ``encode`` returns."""
+        return int(self.components.shape[1])
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), width], rows of length 1 (or 0)."""
+        out = np.zeros((len(texts), self.width), dtype=np.float32)
+        for row, text in enumerate(texts):
+            counts = Counter(
+                self.vocabulary[term] for term in terms(text, self.ngrams) if term in self.vocabulary
+            )
+            if not counts:
+                continue
+            index = np.fromiter(counts.keys(), dtype=np.int64)
+            weight = (1 + np.log(np.fromiter(counts.values(), dtype=np.float64))) * self.idf[index]
+            weight /= np.linalg.norm(weight)
+            out[row] = weight.astype(np.float32) @ self.components[index]
+        norms = np.linalg.norm(out, axis=1, keepdims=True)
+        np.divide(out, norms, out=out, where=norms > 0)
+        return out
+
+    def save(self, directory: Path) -> None:
+        """Write text.json and text.safetensors into ``directory``."""
+        from safetensors.numpy import save_file
+
+        directory.mkdir(parents=True, exist_ok=True)
+        words = sorted(self.vocabulary, key=self.vocabulary.__getitem__)
+        facts = {"kind": self.kind, "ngrams": self.ngrams, "vocabulary": words}
+        (directory / "text.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        save_file(
+            {"idf": _f32(self.idf), "components": _f32(self.components)}, directory / "text.safetensors"
+        )
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A local sentence-transformers directory, named and fingerprinted, not copied.
+
+    The directory must be where it was when the codec was fitted, with the same bytes; ``encode`` refuses
+    anything else.
+    """
+
+    directory: Path
+    fingerprint: str
+    """sha256 over the directory's files."""
+    dimensions: int
+    kind: str = field(default="sentence", init=False)
+
+    @classmethod
+    def open(cls, directory: Path) -> "SentenceEncoder":
+        """Name a directory that holds a sentence-transformers model. Raises CodecError when it does not."""
+        model = _sentence_model(directory)
+        return cls(directory, directory_hash(directory), int(model.get_sentence_embedding_dimension()))
+
+    @property
+    def width(self) -> int:
+        """Columns of what ``encode`` returns."""
+        return self.dimensions
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """float32 [len(texts), width], rows of length 1."""
+        if not self.directory.is_dir():
+            raise CodecError(
+                f"the sentence encoder {self.directory} of this codec is gone; put it back to encode new items"
+            )
+        if directory_hash(self.directory) != self.fingerprint:
+            raise CodecError(
+                f"the sentence encoder {self.directory} changed since the codec was fitted; "
+                "restore it, or fit a new codec with `align3gr tokenize`"
+            )
+        model = _sentence_model(self.directory)
+        vectors = model.encode(
+            [text[:MAX_TEXT] for text in texts], normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    def save(self, directory: Path) -> None:
+        """Write text.json into ``directory``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "kind": self.kind,
+            "directory": str(self.directory),
+            "fingerprint": self.fingerprint,
+            "dimensions": self.dimensions,
+        }
+        (directory / "text.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """Residual quantizer: an MLP (none for RQ k-means), then at each level the nearest code of what is left.
+
+    ``z = MLP((x - mean) / scale)``, ReLU between layers, none after the last;
+    ``c_l = argmin_k |r_l - C_l[k]|``, ``r_0 = z``, ``r_{l+1} = r_l - C_l[c_l]``.
+    """
+
+    codebooks: tuple[Vectors, ...]
+    """One [K_l, z] a level."""
+    mean: Vectors
+    """[d]"""
+    scale: Vectors
+    """[d], positive."""
+    weights: tuple[Vectors, ...] = ()
+    """MLP layers, each [in, out]; the last one's out is z. Torch's ``Linear.weight`` is the transpose."""
+    biases: tuple[Vectors, ...] = ()
+    text_width: int = 0
+    """How many leading inputs are the text's; the other d - text_width are collaborative."""
+    bridge: Vectors | None = None
+    """[text_width + 1, d - text_width]: predicts the collaborative part from [text, 1]."""
+    kind: str = "rqvae"
+    """"rqvae" or "rqkmeans"."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes at each level."""
+        return tuple(len(book) for book in self.codebooks)
+
+    @property
+    def width(self) -> int:
+        """Columns of the vectors it takes."""
+        return len(self.mean)
+
+    def vectors_of_text(self, text_vectors: Vectors) -> Vectors:
+        """[n, text_width] -> [n, width]: the vectors of items that have no behaviour yet."""
+        collaborative = np.zeros((len(text_vectors), self.width - self.text_width), dtype=np.float32)
+        if self.bridge is not None:
+            collaborative = (text_vectors @ self.bridge[:-1] + self.bridge[-1]).astype(np.float32)
+        return np.concatenate([text_vectors.astype(np.float32), collaborative], axis=1)
+
+    def latent(self, vectors: Vectors) -> Vectors:
+        """[n, width] -> [n, z]. Raises CodecError for another width or a value that is not a number."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.width:
+            raise CodecError(f"vectors have shape {vectors.shape}, the quantizer takes [n, {self.width}]")
+        if not np.isfinite(vectors).all():
+            raise CodecError(
+                "vectors hold a value that is not a number; look at the embeddings of the new items"
+            )
+        z = (vectors.astype(np.float32) - self.mean) / self.scale
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer:
+                z = np.maximum(z, 0)
+            z = z @ weight + bias
+        return z.astype(np.float32)
+
+    def encode(self, vectors: Vectors, *, chunk: int = 65_536) -> Codes:
+        """[n, width] -> int32 [n, L], bounded memory. Two items may meet in one code: see ``place``."""
+        out = np.empty((len(vectors), len(self.codebooks)), dtype=np.int32)
+        for start in range(0, len(vectors), chunk):
+            residual = self.latent(vectors[start : start + chunk])
+            for level, book in enumerate(self.codebooks):
+                nearest = distances(residual, book).argmin(axis=1)
+                out[start : start + chunk, level] = nearest
+                residual = residual - book[nearest]
+        return out
+
+    def place(self, vectors: Vectors, sizes: Sequence[int], taken: Codes) -> Codes:
+        """Codes for new items, each unique and none in ``taken`` ([m, L'] over ``sizes``).
+
+        The nearest prefix that has a free last code, then its nearest free code. A codec with a disambiguating
+        level more than the quantizer has takes the smallest free number there. Raises CodecError when every
+        SCID is taken.
+        """
+        used = {tuple(row) for row in taken.tolist()}
+        out = np.empty((len(vectors), len(sizes)), dtype=np.int32)
+        latents = self.latent(vectors)
+        for row, latent in enumerate(latents):
+            code = _nearest_free(latent, self.codebooks, tuple(sizes), used)
+            if code is None:
+                raise CodecError("every SCID is taken; fit a larger codec with `align3gr tokenize`")
+            used.add(code)
+            out[row] = code
+        return out
+
+    def save(self, directory: Path) -> None:
+        """Write quantizer.json and quantizer.safetensors into ``directory``."""
+        from safetensors.numpy import save_file
+
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {"mean": _f32(self.mean), "scale": _f32(self.scale)}
+        tensors |= {f"codebook.{i}": _f32(book) for i, book in enumerate(self.codebooks)}
+        tensors |= {f"weight.{i}": _f32(weight) for i, weight in enumerate(self.weights)}
+        tensors |= {f"bias.{i}": _f32(bias) for i, bias in enumerate(self.biases)}
+        if self.bridge is not None:
+            tensors["bridge"] = _f32(self.bridge)
+        facts = {"kind": self.kind, "sizes": self.sizes, "text_width": self.text_width}
+        (directory / "quantizer.json").write_text(json.dumps(facts), encoding="utf-8")
+        save_file(tensors, directory / "quantizer.safetensors")
+
+
+@dataclass(frozen=True)
+class ItemEncoder:
+    """Text encoder and quantizer as one: item text in, codes out."""
+
+    text: TextEncoder
+    quantizer: Quantizer
+
+    def encode(self, texts: Sequence[str]) -> Codes:
+        """int32 [n, L] of items known by their text alone (not made unique)."""
+        return self.quantizer.encode(self.quantizer.vectors_of_text(self.text.encode(texts)))
+
+    def place(self, texts: Sequence[str], sizes: Sequence[int], taken: Codes) -> Codes:
+        """int32 [n, L'] of new items known by their text alone, unique and none in ``taken``."""
+        vectors = self.quantizer.vectors_of_text(self.text.encode(texts))
+        return self.quantizer.place(vectors, sizes, taken)
+
+    def save(self, directory: Path) -> str:
+        """Write both into ``directory``; returns the quantizer hash (``directory_hash``)."""
+        self.text.save(directory)
+        self.quantizer.save(directory)
+        return directory_hash(directory)
+
+    @classmethod
+    def load(cls, directory: Path) -> "ItemEncoder":
+        """Raises CodecError when a file is missing or unreadable."""
+        try:
+            return cls(_load_text(directory), _load_quantizer(directory))
+        except (OSError, KeyError, ValueError) as error:
+            cause = " ".join(str(error).split())
+            raise CodecError(
+                f"quantizer {directory} cannot be read: {cause}; restore it from a backup"
+            ) from error
+
+
+def terms(text: str, ngrams: int = 1) -> list[str]:
+    """Lower-case words of two or more letters or digits; with ``ngrams`` 2 also each pair of neighbours."""
+    words = re.findall(r"\b\w\w+\b", text[:MAX_TEXT].lower())
+    if ngrams < 2:
+        return words
+    return words + [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)]
+
+
+def distances(residual: Vectors, book: Vectors) -> Vectors:
+    """[n, z], [K, z] -> [n, K] squared distances up to a term that is the same for a row."""
+    squares = (book * book).sum(axis=1)
+    return np.asarray(squares - 2 * (residual @ book.T), dtype=np.float32)
+
+
+def directory_hash(directory: Path) -> str:
+    """sha256 over the names and bytes of the files below ``directory``, sorted by name."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        with file.open("rb") as handle:
+            inner = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(directory).as_posix()}\0{inner}\n".encode())
+    return digest.hexdigest()
+
+
+def _nearest_free(
+    latent: Vectors,
+    codebooks: tuple[Vectors, ...],
+    sizes: tuple[int, ...],
+    used: set[tuple[int, ...]],
+) -> tuple[int, ...] | None:
+    """Depth-first over codes, nearest first: the first complete code that nobody has."""
+
+    def descend(prefix: tuple[int, ...], residual: Vectors) -> tuple[int, ...] | None:
+        level = len(prefix)
+        if level == len(sizes):
+            return None if prefix in used else prefix
+        if level >= len(codebooks):
+            order: Sequence[int] = range(sizes[level])
+            step = None
+        else:
+            order = distances(residual[None], codebooks[level])[0].argsort(kind="stable").tolist()
+            step = codebooks[level]
+        for code in order:
+            found = descend((*prefix, int(code)), residual if step is None else residual - step[code])
+            if found is not None:
+                return found
+        return None
+
+    return descend((), latent)
+
+
+def _load_text(directory: Path) -> TextEncoder:
+    from safetensors.numpy import load_file
+
+    facts = json.loads((directory / "text.json").read_text(encoding="utf-8"))
+    if facts["kind"] == "sentence":
+        return SentenceEncoder(Path(facts["directory"]), facts["fingerprint"], facts["dimensions"])
+    if facts["kind"] != "tfidf-svd":
+        raise CodecError(f"text encoder {facts['kind']!r} is unknown here; update align3gr")
+    tensors = load_file(directory / "text.safetensors")
+    vocabulary = {word: row for row, word in enumerate(facts["vocabulary"])}
+    return TfidfEncoder(vocabulary, tensors["idf"], tensors["components"], facts["ngrams"])
+
+
+def _load_quantizer(directory: Path) -> Quantizer:
+    from safetensors.numpy import load_file
+
+    facts = json.loads((directory / "quantizer.json").read_text(encoding="utf-8"))
+    tensors = load_file(directory / "quantizer.safetensors")
+
+    def numbered(name: str) -> tuple[Vectors, ...]:
+        count = sum(key.startswith(f"{name}.") for key in tensors)
+        return tuple(tensors[f"{name}.{i}"] for i in range(count))
+
+    return Quantizer(
+        codebooks=numbered("codebook"),
+        mean=tensors["mean"],
+        scale=tensors["scale"],
+        weights=numbered("weight"),
+        biases=numbered("bias"),
+        text_width=facts["text_width"],
+        bridge=tensors.get("bridge"),
+        kind=facts["kind"],
+    )
+
+
+def _sentence_model(directory: Path) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise CodecError(
+            "this codec needs sentence-transformers; install it with `pip install 'align3gr[text]'`"
+        ) from error
+    try:
+        return SentenceTransformer(str(directory), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise CodecError(f"{directory} is no sentence-transformers directory: {cause}") from error
+
+
+def _f32(array: Vectors) -> Vectors:
+    return np.ascontiguousarray(array, dtype=np.float32)
