@@ -247,7 +247,7 @@ class _State:
         elif entry.target is not None:
             if entry.action == "rollback":
                 self.held = True
-                self._line.pop()
+                del self._line[-1:]
                 if entry.target in self._line:
                     while self._line.pop() != entry.target:
                         pass

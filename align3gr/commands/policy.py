@@ -1,5 +1,194 @@
-"""Commands: policy."""
+"""Commands: policy list, show, promote, rollback, resume, history, mirror."""
+
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from align3gr.console import JsonOption, emit, say, settings_of
+
+if TYPE_CHECKING:
+    from policies.ledger import LedgerEntry, PromotionLedger
+    from policies.registry import Registry
+
 app = typer.Typer()
+policy = typer.Typer(no_args_is_help=True, help="Registered policies, and which of them is the reference.")
+app.add_typer(policy, name="policy")
+
+WhoOption = typer.Option(None, "--who", help="Who does this (default: the user of the operating system).")
+WhyOption = typer.Option("by hand", "--why", help="Reason, kept in the ledger.")
+
+
+@policy.command("list")
+def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
+    """List registered policies, the reference marked."""
+    registry, ledger = _rooms(context)
+    reference, anchor = ledger.reference(), ledger.anchor()
+    rows = [
+        {**found.as_dict(), "reference": found.version == reference, "anchor": found.version == anchor}
+        for found in registry.list()
+    ]
+
+    def text() -> str:
+        if not rows:
+            return f"no policy in {registry.directory}: make one with align3gr tokenize and align3gr sft"
+        head = f"{'':2}{'version':<9}{'kind':<9}{'parent':<9}{'round':<26}{'created':<27}"
+        lines = [head.rstrip()]
+        for row in rows:
+            mark = "*" if row["reference"] else "a" if row["anchor"] else ""
+            cells = (row["parent"] or "-", row["round_id"] or "-", row["created_at"] or "-")
+            line = f"{mark:<2}{row['version']:<9}{row['kind']:<9}{cells[0]:<9}{cells[1]:<26}{cells[2]:<27}"
+            lines.append(line.rstrip())
+        return "\n".join([*lines, "* reference, a anchor"])
+
+    emit({"reference": reference, "anchor": anchor, "held": ledger.held(), "policies": rows}, as_json, text)
+
+
+@policy.command("show")
+def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption) -> None:
+    """Show a policy: lineage, metrics, the gate's checks, every move of the ledger that names it."""
+    registry, ledger = _rooms(context)
+    manifest = registry.show(version)
+    moves = [entry.as_dict() for entry in ledger.history() if version in (entry.source, entry.target)]
+    facts = {
+        "version": version,
+        "reference": ledger.reference() == version,
+        "path": str(registry.path(version)),
+        "manifest": manifest,
+        "moves": moves,
+    }
+
+    def text() -> str:
+        lines = [f"policy {version}" + (" (reference)" if facts["reference"] else "")]
+        lines += [f"{'path':<16} {facts['path']}", *_described(manifest)]
+        lines += [f"{'moved':<16} {_sentence(move)}" for move in moves]
+        return "\n".join(lines)
+
+    emit(facts, as_json, text)
+
+
+@policy.command("promote")
+def promote(
+    context: typer.Context,
+    version: str,
+    expects: str | None = typer.Option(
+        None, "--expects", help="Reference this is to replace (default: the one in force now)."
+    ),
+    who: str | None = WhoOption,
+    why: str = WhyOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Make VERSION the reference, after checking that it loads and matches its codec."""
+    registry, ledger = _rooms(context)
+    replaced = expects if expects is not None else ledger.reference()
+    path = registry.path(version)
+    from policies.policy import Policy
+
+    Policy.load(path)
+    entry = ledger.promote(version, expects=replaced, who=who or _user(), why=why)
+    _tell(entry, as_json)
+
+
+@policy.command("rollback")
+def rollback(
+    context: typer.Context,
+    to: str | None = typer.Option(None, "--to", help="Earlier reference (default: the one before)."),
+    who: str | None = WhoOption,
+    why: str = WhyOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Go back to an earlier reference; automatic promotion is held until `policy resume`."""
+    registry, ledger = _rooms(context)
+    if to is not None:
+        registry.path(to)
+    entry = ledger.rollback(who=who or _user(), why=why, to=to)
+    _tell(entry, as_json)
+    if not as_json:
+        say("automatic promotion is held until `align3gr policy resume`")
+
+
+@policy.command("resume")
+def resume(
+    context: typer.Context, who: str | None = WhoOption, why: str = WhyOption, as_json: bool = JsonOption
+) -> None:
+    """Let rounds promote again after a rollback."""
+    _, ledger = _rooms(context)
+    _tell(ledger.resume(who=who or _user(), why=why), as_json)
+
+
+@policy.command("history")
+def history(context: typer.Context, as_json: bool = JsonOption) -> None:
+    """Show every move of the reference, oldest first: who, when, why."""
+    _, ledger = _rooms(context)
+    moves = [entry.as_dict() for entry in ledger.history()]
+
+    def text() -> str:
+        return "\n".join(_sentence(move) for move in moves) or "no policy was promoted yet"
+
+    emit({"reference": ledger.reference(), "held": ledger.held(), "moves": moves}, as_json, text)
+
+
+@policy.command("mirror")
+def mirror(context: typer.Context, as_json: bool = JsonOption) -> None:
+    """Bring MLflow up to date with the registered policies, the rounds and the reference."""
+    registry, ledger = _rooms(context)
+    done = registry.mirror(ledger)
+    where = registry.settings.uri or str(registry.home / "mlflow")
+    emit({"mirrored": done, "mlflow": where}, as_json)
+    if not done:
+        raise typer.Exit(1)
+
+
+def _rooms(context: typer.Context) -> "tuple[Registry, PromotionLedger]":
+    from policies.ledger import PromotionLedger
+    from policies.registry import Registry
+
+    settings = settings_of(context)
+    registry = Registry(settings.home, settings.policies.registry)
+    return registry, PromotionLedger(settings.home / "ledger")
+
+
+def _user() -> str:
+    """The person: the login name, or the number where the system knows no name (containers)."""
+    import getpass
+    import os
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}"
+
+
+def _tell(entry: "LedgerEntry", as_json: bool) -> None:
+    move = entry.as_dict()
+    emit({**move, "reference": entry.target}, as_json, lambda: _sentence(move))
+
+
+def _sentence(move: dict[str, Any]) -> str:
+    steps = {
+        "promote": f"promoted {move['to']} in place of {move['from'] or 'nothing'}",
+        "rollback": f"rolled back from {move['from']} to {move['to']}",
+        "hold": "held automatic promotion",
+        "resume": "resumed automatic promotion",
+        "anchor": f"fixed {move['to']} as the anchor",
+    }
+    return f"{move['seq']:>4}  {move['at'][:19]}  {move['who']} {steps[move['action']]}: {move['why']}"
+
+
+def _described(manifest: dict[str, Any]) -> list[str]:
+    """Kind, base, lineage and gate of a manifest as aligned lines."""
+    lineage = manifest.get("lineage") or {}
+    lines = [f"{'kind':<16} {manifest.get('kind')}"]
+    if manifest.get("base"):
+        lines.append(f"{'base':<16} {manifest['base'].get('version')}")
+    for key in ("parent", "dataset_id", "round_id", "created_at"):
+        if lineage.get(key) is not None:
+            lines.append(f"{key:<16} {lineage[key]}")
+    for name, value in (lineage.get("metrics") or {}).items():
+        if isinstance(value, int | float):
+            lines.append(f"{name:<16} {value:.4f}")
+    gate = (lineage.get("metrics") or {}).get("gate") or lineage.get("gate")
+    if isinstance(gate, dict):
+        lines.append(f"{'gate':<16} {gate.get('outcome')}: {gate.get('why')}")
+        for check in gate.get("checks", []):
+            lines.append(f"{'':<16} {'pass' if check['passed'] else 'FAIL'}  {check['words']}")
+    return lines
