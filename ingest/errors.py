@@ -1,7 +1,35 @@
 """Errors of the way in: brokers, topics, events, importers."""
 
-from features.errors import ProductError
+from features.errors import BadInput, ProductError
 
 
 class IngestError(ProductError):
     """Something between an event producer and the feedback log went wrong."""
+
+
+class BrokerUnreachable(IngestError):  # noqa: N818 - reads as what it is
+    """Nothing that speaks Kafka answers at the address in the settings."""
+
+
+class UnusableKafkaSettings(IngestError, BadInput):  # noqa: N818 - reads as what it is
+    """The Kafka client or the broker refuses what the settings say."""
+
+
+class TopicMissing(IngestError, BadInput):  # noqa: N818 - reads as what it is
+    """The topic does not exist on the broker that answers."""
+
+
+class BrokerFailed(IngestError):  # noqa: N818 - reads as what it is
+    """A broker that we were to start did not come up."""
+
+
+class PortTaken(BrokerFailed, BadInput):  # noqa: N818 - reads as what it is
+    """Something else listens on the port that the broker was to use."""
+
+
+class OffsetsLost(IngestError):  # noqa: N818 - reads as what it is
+    """The next event to land is no longer, or not yet, in the topic."""
+
+
+class LogUnwritable(IngestError):  # noqa: N818 - reads as what it is
+    """The feedback log refused an append for a reason that a fresh handle does not cure (a full disk)."""

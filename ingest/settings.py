@@ -1,15 +1,96 @@
-"""Settings of the way in."""
+"""Settings of the way in: how to reach Kafka, and how workers batch, time out and refuse.
 
-from pydantic import BaseModel, ConfigDict
+What a level means, how large an event may be and the signing key are not here: they belong to the store
+(``features.settings.FeatureSettings``), and a worker is given them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 
 class KafkaSettings(BaseModel):
-    """How to reach the cluster; passed to the client as they are."""
+    """How to reach the cluster; security settings are passed to the client as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """host:port of one or more brokers, separated by commas."""
+    topic: str = "interactions"
+    """The topic that interactions are published to, keyed by user_id."""
+    dead_topic: str = "interactions.dead"
+    """The topic that takes what cannot be accepted, with the reason and the original bytes."""
+    partitions: int = Field(4, ge=1)
+    """Partitions of a topic that ``align3gr broker topics`` creates; they bound the number of workers."""
+    replication_factor: int = Field(1, ge=1)
+    """Copies of each partition of a topic that we create; 3 on a cluster that must survive a broker."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Protocol spoken to the brokers."""
+    sasl_mechanism: Literal["PLAIN", "GSSAPI", "OAUTHBEARER", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    """SASL mechanism, with a SASL protocol."""
+    sasl_plain_username: str | None = None
+    """User name for PLAIN and SCRAM."""
+    sasl_plain_password: SecretStr | None = None
+    """Password for PLAIN and SCRAM; give it by environment variable."""
+    ssl_cafile: str | None = None
+    """File of the certificate authority, PEM."""
+    ssl_certfile: str | None = None
+    """File of the client's certificate, PEM."""
+    ssl_keyfile: str | None = None
+    """File of the client's private key, PEM."""
+    ssl_password: SecretStr | None = None
+    """Password of the private key."""
+    ssl_check_hostname: bool = True
+    """Whether the broker's certificate must name the host we called."""
+    connect_timeout_s: float = Field(10.0, gt=0)
+    """Seconds a client waits for a first answer before it says that no broker is there."""
+    delivery_timeout_s: float = Field(60.0, gt=0)
+    """Seconds after which an event that no broker acknowledged is reported as undelivered."""
+    compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "lz4"
+    """Codec of the batches that our producers send."""
+    client_options: dict[str, Any] = {}
+    """Further options of kafka-python, passed to every client as they are."""
+
+    def connection(self) -> dict[str, Any]:
+        """Arguments that every kafka-python client takes: addresses, security, then the further options."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": [part.strip() for part in self.bootstrap_servers.split(",") if part.strip()],
+            "security_protocol": self.security_protocol,
+            "ssl_check_hostname": self.ssl_check_hostname,
+            "bootstrap_timeout_ms": int(self.connect_timeout_s * 1000),
+            # A broker that comes back after 3.5 s should be found at once, not after a 30 s back-off.
+            "reconnect_backoff_max_ms": 1000,
+        }
+        for name in ("sasl_mechanism", "sasl_plain_username", "ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            if getattr(self, name) is not None:
+                options[name] = getattr(self, name)
+        for name in ("sasl_plain_password", "ssl_password"):
+            secret: SecretStr | None = getattr(self, name)
+            if secret is not None:
+                options[name] = secret.get_secret_value()
+        return {**options, **self.client_options}
 
 
 class IngestSettings(BaseModel):
     """Workers, batches and dead letters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str = "align3gr-ingest"
+    """Consumer group that the workers share; one group per feedback log."""
+    batch_rows: int = Field(20_000, ge=1)
+    """Rows that make a worker append at once: commits cost 5 to 50 ms each, so large is cheap."""
+    linger_s: float = Field(1.0, gt=0)
+    """Seconds after which a smaller batch is appended: the most that ingest adds to an event's way."""
+    poll_records: int = Field(10_000, ge=1)
+    """Records that one poll returns at most."""
+    session_timeout_s: float = Field(6.0, ge=1.0)
+    """Seconds without a heartbeat after which a worker's partitions move to another one."""
+    heartbeat_s: float = Field(0.5, gt=0)
+    """Seconds between heartbeats; at most a third of the session timeout."""
+    watermark_interval_s: float = Field(2.0, gt=0)
+    """Seconds between advances of the watermark of partitions that are caught up and idle."""
+    lost_offsets: Literal["stop", "skip"] = "stop"
+    """Events that the topic dropped before they landed: stop and say so, or say so and go on behind them."""
+    max_lag: int = Field(10_000, ge=0)
+    """Events that may still wait in Kafka when a refresh starts; above it the refresh waits."""
