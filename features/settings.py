@@ -1,8 +1,40 @@
-"""Settings of the store."""
+"""Settings of the store: levels, feedback log, queries, upkeep."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+
+from .interactions import EARLIEST, MAX_EVENT_BYTES
+from .levels import LevelRules
+
+
+class DuckSettings(BaseModel):
+    """What one DuckDB connection may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory_limit: str = "2GB"
+    """Memory of one connection, in DuckDB's words; beyond it queries spill to ``temp_directory``."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of one connection; none means every core of the machine."""
+    temp_directory: Path | None = None
+    """Where queries spill; none means the system's temporary directory."""
+
+
+class UpkeepSettings(BaseModel):
+    """Compaction and vacuum of the log, by one owner in the background."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every_s: float = Field(60.0, gt=0)
+    """Seconds between looks at the table."""
+    compact_from_files: int = Field(50, ge=2)
+    """Compact when at least this many small files have gathered."""
+    target_file_bytes: int = Field(128 << 20, ge=1 << 20)
+    """Size that compaction aims at."""
+    retention_hours: float = Field(24.0, ge=0)
+    """A file that no version needs any more is deleted after this many hours: readers may still hold it."""
 
 
 class OnlineSettings(BaseModel):
@@ -30,5 +62,32 @@ class FeatureSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    levels: LevelRules = LevelRules()
+    """How events become feedback levels."""
+    request_key: SecretStr | None = None
+    """Key that signs request ids. The server signs, the ingest workers verify: the same for both."""
+    earliest_event: AwareDatetime = EARLIEST
+    """Events that occurred before are refused as absurd."""
+    max_event_bytes: int = Field(MAX_EVENT_BYTES, ge=256)
+    """Events with more bytes are refused as oversized."""
+    checkpoint_interval: int = Field(50, ge=1)
+    """Commits between two checkpoints of a new log: opening it reads one checkpoint and fewer commits."""
+    attribution_window_s: float = Field(1800.0, ge=0)
+    """Seconds after which an impression without anything stronger is neutral."""
+    history_length: int = Field(20, ge=1)
+    """Items in a prompt's history."""
+    history_look_back: int = Field(40, ge=1)
+    """Engaged events looked at to find them: bounds the query."""
+    max_rejected: int = Field(20, ge=1, le=20)
+    """Rejected items of one preference sample (the paper's 20)."""
+    duck: DuckSettings = DuckSettings()
+    """Limits of a query."""
+    upkeep: UpkeepSettings = UpkeepSettings()
+    """Compaction and vacuum."""
     online: OnlineSettings = OnlineSettings()
     """Feature store for serving."""
+
+    @property
+    def request_key_bytes(self) -> bytes | None:
+        """The signing key, or None when feedback is not signed."""
+        return self.request_key.get_secret_value().encode() if self.request_key else None
