@@ -62,7 +62,7 @@ class PreferenceSettings(BaseModel):
     lora_targets: str | tuple[str, ...] = "all-linear"
     """Modules that get LoRA matrices, as peft names them."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs without a lower loss on the stop users after which a stage ends with its best weights; 0: off."""
+    """Epochs without a lower loss on the stop users after which a stage ends, at its best weights; 0: off."""
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> Self:
@@ -111,8 +111,8 @@ class ScheduleSettings(BaseModel):
     """Log rows with a level that must have landed since the last round's log version."""
     max_lag: Annotated[int, Field(ge=0)] | None = 10_000
     """Events waiting in Kafka above which a refresh waits; none: lag is not looked at."""
-    upkeep_interval: Positive = 900.0
-    """Seconds between compactions of the store, done by the scheduler between rounds."""
+    retry: Positive = 60.0
+    """Seconds after which a refresh that waited for lag, or a round that crashed, is looked at again."""
     attempts: Count = 3
     """Times that an unfinished round is started in all before it is given up."""
 
