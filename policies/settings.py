@@ -58,11 +58,23 @@ class RegistrySettings(BaseModel):
     """Seconds that one request to a remote MLflow may take."""
 
 
+class DecodingSettings(BaseModel):
+    """How lists are searched. See policies/decoding.py."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    beam: Annotated[int, Field(ge=1)] = 20
+    """Prefixes kept at each level of the trie (the paper's 20); at least as many as items asked for."""
+    batch: Annotated[int, Field(ge=1)] = 32
+    """Users searched in one forward pass; bounds memory, does not change lists."""
+
+
 class PolicySettings(BaseModel):
     """Decoding, gate, promotion and registry."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    decoding: DecodingSettings = DecodingSettings()
     gate: GateSettings = GateSettings()
     promotion: PromotionSettings = PromotionSettings()
     registry: RegistrySettings = RegistrySettings()
