@@ -1,7 +1,15 @@
 """Errors of training: tokenization, SFT, preference stages, rounds, schedule."""
 
-from features.errors import ProductError
+from features.errors import BadInput, ProductError
 
 
 class TrainerError(ProductError):
     """A training step cannot run or did not finish."""
+
+
+class MissingText(TrainerError, BadInput):
+    """A catalogue item that has no text, where settings require one."""
+
+
+class CannotTrain(TrainerError, BadInput):
+    """There is nothing to train on: an empty catalogue, no history long enough, an unusable backbone."""

@@ -1,5 +1,6 @@
 """Settings of training."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -7,6 +8,96 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Positive = Annotated[float, Field(gt=0.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+class TokenizationSettings(BaseModel):
+    """How items become SCIDs: embeddings, RQ-VAE, unique assignment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    levels: Annotated[int, Field(ge=1, le=8)] = 3
+    """Codes of an SCID (paper: 3). One more is added when a prefix holds more items than codes."""
+    codes: Annotated[int, Field(ge=2, le=65536)] | None = None
+    """Codes a level; none: 2 sqrt(items) rounded up to a power of two, from 4 to 256 (the paper's number,
+    from 4,097 items on)."""
+    code_dimension: Count = 32
+    """Width of the vectors that are quantized (paper: 32)."""
+    hidden: tuple[Count, ...] = (256, 128)
+    """Widths of the encoder's hidden layers; the decoder mirrors them."""
+    method: Literal["rqvae", "rqkmeans"] = "rqvae"
+    """``rqvae`` as in the paper; ``rqkmeans`` quantizes the embeddings themselves, in seconds."""
+    text_encoder: Path | None = None
+    """Local sentence-transformers directory; none: TF-IDF + SVD fitted to the catalogue."""
+    text_dimension: Count = 64
+    """Width of the TF-IDF + SVD embedding."""
+    vocabulary: Count = 20_000
+    """Terms TF-IDF knows at most."""
+    ngrams: Annotated[int, Field(ge=1, le=2)] = 2
+    """Longest term in words."""
+    without_text: Literal["refuse", "allow"] = "refuse"
+    """What to do with an item that has no text: refuse the catalogue, or place it by behaviour alone."""
+    collaborative_dimension: Count = 64
+    """Width of the embedding of behaviour."""
+    collaborative_weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """Weight of behaviour against text (1) in what is quantized; 0 leaves it out."""
+    window: Count = 10
+    """Distance in a history up to which two items count as met together."""
+    shift: Positive = 1.0
+    """k of the shifted PMI: pairs must meet k times as often as by chance."""
+    steps: Count = 400
+    """Optimizer steps of the RQ-VAE."""
+    batch_size: Count = 1024
+    """Items a step."""
+    learning_rate: Positive = 1e-3
+    """AdamW's peak rate; a cosine to a twentieth."""
+    commitment: Annotated[float, Field(ge=0.0)] = 0.25
+    """mu, the weight of the commitment term."""
+    warm_up: Share = 0.1
+    """Share of the steps that train the auto-encoder alone, before k-means starts the codebooks."""
+    revive_every: Count = 50
+    """Steps after which a code that nobody used starts again."""
+    polish: Annotated[int, Field(ge=0)] = 10
+    """Lloyd iterations at the end of training."""
+
+
+class SftSettings(BaseModel):
+    """How the base policy is trained: next-item prediction on SCIDs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backbone: str = "tiny"
+    """Preset trained from scratch (``demo`` ~1, ``tiny`` ~5, ``small`` ~20 million parameters), or a local
+    Hugging Face causal language model directory."""
+    text_vocabulary: Annotated[int, Field(ge=257)] | None = None
+    """Byte-level BPE tokens of a preset's own tokenizer, fitted to the catalogue; none: the preset's."""
+    epochs: Count = 20
+    """Passes over all samples."""
+    samples_per_step: Count = 512
+    """Samples (targets) an optimizer step learns from."""
+    micro_samples: Count | None = None
+    """Samples that go through the model at once; none: all of a step. Less needs less memory and changes no
+    result."""
+    learning_rate: Positive | None = None
+    """AdamW's peak rate; none: the preset's (from scratch), 2e-4 for a local model."""
+    warm_up: Share = 0.05
+    """Share of the steps over which the rate rises; then a cosine to 0."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
+    """AdamW's weight decay."""
+    gradient_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    drop_items: Share = 0.1
+    """Share of history items left out at random, anew every epoch."""
+    teacher_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the target that is the sequential-rules teacher's distribution; the rest is the item that came
+    next. 0: no teacher."""
+    teacher_items: Count = 64
+    """Items the teacher's distribution keeps."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast type; auto: bfloat16 where the device computes in it natively, else float32."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps between checkpoints; 0: at the end of each epoch."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Initial weights, batches, dropped items: one number for all."""
 
 
 class StageSettings(BaseModel):
@@ -94,6 +185,8 @@ class TrainerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    tokenization: TokenizationSettings = TokenizationSettings()
+    sft: SftSettings = SftSettings()
     preference: PreferenceSettings = PreferenceSettings()
     round: RoundSettings = RoundSettings()
 

@@ -1,0 +1,1 @@
+"""Behaviour level: the base policy, trained on next-item prediction over SCIDs."""

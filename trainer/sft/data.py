@@ -1,0 +1,220 @@
+"""Next-item samples from histories, every position at once.
+
+A history of n items holds n-1 samples (items before t -> item t). Written out they repeat the history n-1
+times; here they share it: one row is the history once, followed by one short branch a sample,
+
+    BOS  item_1 item_2 ... item_m | <recommend> c_1 .. c_{L-1} | <recommend> c_1 .. c_{L-1} | ...
+
+where the branch for item t sees BOS, the items before t and itself, at the positions it would have in its own
+prompt. Logits, loss and gradients are those of the separate prompts (tested), at a fraction of the tokens.
+Histories longer than a prompt are cut into overlapping windows in which every target is trained once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """What of the tokenizer the samples need."""
+
+    items: IntArray
+    """Token ids of every item's SCID, [n_items, L]."""
+    begin: tuple[int, ...]
+    """What starts every prompt: BOS, or nothing for a tokenizer without one."""
+    recommend: int
+    pad: int
+
+    @property
+    def levels(self) -> int:
+        """L, the number of codes of an SCID."""
+        return int(self.items.shape[1])
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one user's history. Invariant: 1 <= first < len(items) <= max_history + 1."""
+
+    user: int
+    """Index of the history the window is cut from."""
+    start: int
+    """Where in the history the window starts."""
+    items: IntArray
+    """Item indices, oldest first."""
+    first: int
+    """The first position that is a target; the ones before it are context only."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The samples of a batch before they become tokens; -1 fills rows to the longest. B rows."""
+
+    prefix: IntArray
+    """[B, maxp] item indices of the shared history."""
+    visible: IntArray
+    """[B, maxb] how many prefix items each branch sees."""
+    answers: IntArray
+    """[B, maxb] item index of each branch's answer; -1 where there is none."""
+    position: IntArray
+    """[B, maxb] position of the sample's target in the user's whole history (keys the teacher's targets)."""
+    users: IntArray
+    """[B] index of the history each row comes from."""
+
+
+@dataclass(frozen=True)
+class TreeBatch:
+    """Model input for Branches. T = |begin| + maxp L + maxb L; N = answers in the batch."""
+
+    input_ids: Tensor
+    """int64 [B, T]."""
+    position_ids: Tensor
+    """int64 [B, T]."""
+    attention_mask: Tensor
+    """bool [B, 1, T, T], True where the query (row) may see the key (column)."""
+    scored: Tensor
+    """int64 [N, L]: places in the flattened [B T] whose next token is the answer's code of each level."""
+    targets: Tensor
+    """int64 [N, L]: token ids of the answers."""
+
+    def to(self, device: str | torch.device) -> "TreeBatch":
+        """The same batch on ``device``."""
+        return TreeBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.attention_mask.to(device),
+            self.scored.to(device),
+            self.targets.to(device),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads, padding included."""
+        return self.input_ids.numel()
+
+
+def windows_of(histories: Sequence[IntArray], *, max_history: int = 20) -> list[Window]:
+    """Windows that together train every item but the first of each history exactly once.
+
+    A target of a history longer than ``max_history`` sees at least half as many items as a full prompt holds.
+    Histories with fewer than two items give none.
+    """
+    windows = []
+    context = max(max_history // 2, 1)
+    for user, history in enumerate(histories):
+        items = np.asarray(history, dtype=np.int64)
+        done = 1
+        while done < len(items):
+            start = 0 if done == 1 else done - context
+            end = min(start + max_history + 1, len(items))
+            windows.append(Window(user, start, items[start:end], done - start))
+            done = end
+    return windows
+
+
+def batches_of(windows: Sequence[Window], *, targets: int, seed: int, epoch: int) -> list[IntArray]:
+    """Shuffled batches of window numbers, about ``targets`` samples each, windows of like length together.
+
+    A pure function of (windows, targets, seed, epoch): a resumed run sees the same batches.
+    """
+    rng = np.random.default_rng([seed, epoch, 1])
+    lengths = np.array([len(window.items) for window in windows])
+    samples = np.array([len(window.items) - window.first for window in windows])
+    shuffled = rng.permutation(len(windows))
+    # Sorted within pools only: rows of a batch are alike in length, yet their company changes every epoch.
+    pool = max(1, 64 * targets // max(int(samples.mean()) if len(samples) else 1, 1))
+    batches = []
+    for offset in range(0, len(shuffled), pool):
+        part = shuffled[offset : offset + pool]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        filled = np.cumsum(samples[part])
+        cuts = np.flatnonzero(np.diff((filled - 1) // targets)) + 1
+        batches += [batch for batch in np.split(part, cuts) if len(batch)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def branches_of(
+    windows: Sequence[Window], *, drop: float = 0.0, rng: np.random.Generator | None = None
+) -> Branches:
+    """One row a window, one branch a target. With ``drop``, each item is left out of its row's history with
+    that probability (it stays a target): the model learns not to lean on any single item."""
+    rows, longest, most = len(windows), 0, 0
+    kept: list[BoolArray] = []
+    for window in windows:
+        keep = np.ones(len(window.items), dtype=np.bool_)
+        if drop > 0 and rng is not None:
+            keep = rng.random(len(window.items)) >= drop
+        keep[-1] = False  # the last item is only ever a target
+        kept.append(keep)
+        longest, most = max(longest, int(keep.sum())), max(most, len(window.items) - window.first)
+    prefix = np.full((rows, longest), -1, dtype=np.int64)
+    visible = np.zeros((rows, most), dtype=np.int64)
+    answers = np.full((rows, most), -1, dtype=np.int64)
+    position = np.zeros((rows, most), dtype=np.int64)
+    for row, (window, keep) in enumerate(zip(windows, kept, strict=True)):
+        chosen = window.items[keep]
+        prefix[row, : len(chosen)] = chosen
+        count = len(window.items) - window.first
+        visible[row, :count] = np.cumsum(keep)[window.first - 1 : -1]
+        answers[row, :count] = window.items[window.first :]
+        position[row, :count] = window.start + np.arange(window.first, len(window.items))
+    users = np.array([window.user for window in windows], dtype=np.int64)
+    return Branches(prefix, visible, answers, position, users)
+
+
+def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
+    """Tokens, positions and attention mask of ``branches``."""
+    levels = tokens.levels
+    rows, longest = branches.prefix.shape
+    most = branches.answers.shape[1]
+    begin = len(tokens.begin)
+    prefix_width, branch_width = begin + longest * levels, most * levels
+    width = prefix_width + branch_width
+
+    ids = np.full((rows, width), tokens.pad, dtype=np.int64)
+    ids[:, :begin] = tokens.begin
+    history = np.where(branches.prefix[..., None] >= 0, tokens.items[branches.prefix], tokens.pad)
+    ids[:, begin:prefix_width] = history.reshape(rows, -1)
+    answers = tokens.items[branches.answers]  # rows of -1 read the last item; they are never scored
+    inputs = np.concatenate(
+        [np.full((rows, most, 1), tokens.recommend, dtype=np.int64), answers[..., :-1]], axis=2
+    )
+    ids[:, prefix_width:] = inputs.reshape(rows, -1)
+
+    seen = begin + branches.visible * levels  # prefix tokens a branch sees
+    limit = np.empty((rows, width), dtype=np.int64)
+    limit[:, :prefix_width] = np.arange(1, prefix_width + 1)
+    limit[:, prefix_width:] = np.repeat(seen, levels, axis=1)
+    position = np.empty((rows, width), dtype=np.int64)
+    position[:, :prefix_width] = np.arange(prefix_width)
+    position[:, prefix_width:] = (seen[..., None] + np.arange(levels)).reshape(rows, -1)
+
+    real = branches.answers >= 0
+    base = np.arange(rows)[:, None] * width + prefix_width + np.arange(most) * levels
+    scored = base[real][:, None] + np.arange(levels)
+    return TreeBatch(
+        torch.from_numpy(ids),
+        torch.from_numpy(position),
+        _tree_mask(torch.from_numpy(limit), prefix_width, levels, most),
+        torch.from_numpy(scored),
+        torch.from_numpy(answers[real]),
+    )
+
+
+def _tree_mask(limit: Tensor, prefix_width: int, levels: int, most: int) -> Tensor:
+    """bool [B, 1, T, T]: prefix keys below the query's limit; branch keys of the same branch, not later."""
+    rows, width = limit.shape
+    mask = torch.zeros(rows, width, width, dtype=torch.bool)
+    mask[:, :, :prefix_width] = torch.arange(prefix_width) < limit[:, :, None]
+    branch = torch.arange(most * levels) // levels
+    order = torch.arange(most * levels)
+    own = (branch[:, None] == branch[None, :]) & (order[None, :] <= order[:, None])
+    mask[:, prefix_width:, prefix_width:] = own
+    return mask[:, None]

@@ -1,0 +1,8 @@
+"""Token level: item text and behaviour become SCIDs (fitting; inference lives in ``policies``).
+
+Public: ``fit_codec`` -> a codec directory and a ``TokenizationReport``.
+"""
+
+from .fitting import TokenizationReport, codes_for, fit_codec
+
+__all__ = ["TokenizationReport", "codes_for", "fit_codec"]

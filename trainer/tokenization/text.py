@@ -1,0 +1,114 @@
+"""Text embeddings of items: which encoder, and fitting it.
+
+TF-IDF projected on its leading singular vectors is fitted here, in seconds and without a download; a local
+sentence-transformers directory is only opened. Which one was used is written into the codec
+(``policies.quantizer`` holds both at inference), and neither ever stands in for the other.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from policies.quantizer import SentenceEncoder, TextEncoder, TfidfEncoder, terms
+from trainer.errors import MissingText
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def item_texts(items: pa.Table) -> list[str]:
+    """One text an item: title, then text, then categories, of a table with ``item_id`` and any of these.
+
+    Missing columns and nulls count as empty; list-valued categories are joined.
+    """
+    columns = [
+        items.column(name).to_pylist()
+        for name in ("title", "text", "categories")
+        if name in items.column_names
+    ]
+    return [
+        " ".join(" ".join(_words(cell) for cell in row).split()) for row in zip(*columns, strict=True)
+    ] or [""] * items.num_rows
+
+
+def require_text(item_ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Raises MissingText naming the first item whose text is empty."""
+    empty = [item_id for item_id, text in zip(item_ids, texts, strict=True) if not text.strip()]
+    if empty:
+        raise MissingText(
+            f"item {empty[0]!r} has no title, text or categories ({len(empty)} of {len(item_ids)} items); "
+            "add text with `align3gr catalogue load`, or set trainer.tokenization.without_text to allow"
+        )
+
+
+def fit_text_encoder(
+    texts: Sequence[str], *, directory: Path | None, dimension: int, vocabulary: int, ngrams: int
+) -> TextEncoder:
+    """The encoder of ``directory`` when one is configured, else TF-IDF + SVD fitted to ``texts``.
+
+    Raises CodecError when a configured directory cannot be used: it is never replaced silently.
+    """
+    if directory is not None:
+        return SentenceEncoder.open(directory)
+    return fit_tfidf(texts, dimension=dimension, vocabulary=vocabulary, ngrams=ngrams)
+
+
+def fit_tfidf(texts: Sequence[str], *, dimension: int, vocabulary: int, ngrams: int) -> TfidfEncoder:
+    """Vocabulary, idf and projection of ``texts``; deterministic.
+
+    The vocabulary is the ``vocabulary`` terms of highest document frequency among those in at least two texts
+    (ties: alphabetical). idf = ln((1 + n) / (1 + df)) + 1, as scikit-learn's.
+    """
+    documents = [terms(text, ngrams) for text in texts]
+    frequency: dict[str, int] = {}
+    for document in documents:
+        for term in set(document):
+            frequency[term] = frequency.get(term, 0) + 1
+    least = 2 if len(texts) >= 20 else 1
+    kept = sorted(
+        (term for term, count in frequency.items() if count >= least), key=lambda t: (-frequency[t], t)
+    )
+    words = {term: row for row, term in enumerate(sorted(kept[:vocabulary]))}
+    idf = np.array([np.log((1 + len(texts)) / (1 + frequency[term])) + 1 for term in words], dtype=np.float64)
+    matrix = _weights(documents, words, idf)
+    rank = min(dimension, min(matrix.shape) - 1)
+    components = np.zeros((len(words), dimension), dtype=np.float32)
+    if rank > 0 and matrix.nnz:
+        start = np.full(min(matrix.shape), 1.0 / np.sqrt(min(matrix.shape)))
+        _, singular, right = svds(matrix, k=rank, v0=start, solver="arpack")
+        right = right[np.argsort(-singular)]
+        signs = np.sign(right[np.arange(rank), np.argmax(np.abs(right), axis=1)])
+        components[:, :rank] = (right * np.where(signs == 0, 1.0, signs)[:, None]).T
+    elif matrix.nnz:
+        components[:, 0] = 1.0  # one text or one word: there is nothing to project
+    return TfidfEncoder(words, idf.astype(np.float32), components, ngrams)
+
+
+def _weights(
+    documents: Sequence[Sequence[str]], words: dict[str, int], idf: npt.NDArray[np.float64]
+) -> sparse.csr_matrix:
+    """Sublinear TF-IDF, rows of length 1: CSR [n, V]."""
+    rows, columns = [], []
+    for row, document in enumerate(documents):
+        known = [words[term] for term in document if term in words]
+        rows += [row] * len(known)
+        columns += known
+    counts = sparse.coo_matrix(
+        (np.ones(len(rows)), (rows, columns)), shape=(len(documents), len(words))
+    ).tocsr()
+    counts.sum_duplicates()
+    counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
+    norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1))).ravel()
+    return sparse.diags(np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)) @ counts
+
+
+def _words(cell: object) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, list | tuple):
+        return " ".join(_words(part) for part in cell)
+    return str(cell)
