@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import time_machine
+from apscheduler.events import EVENT_JOB_EXECUTED, EVENT_JOB_MAX_INSTANCES, EVENT_JOB_SUBMITTED, JobEvent
 from apscheduler.schedulers.background import BackgroundScheduler
 from pydantic import ValidationError
 
@@ -72,17 +73,34 @@ def a_state(feedback: int = 0) -> RoundState:
 
 
 class Clockwork:
-    """A running scheduler whose clock stands still until ``forward``."""
+    """A running scheduler whose clock stands still until ``forward``; it counts what APScheduler reports."""
 
     def __init__(self, scheduler: Scheduler, traveller: time_machine.Traveller) -> None:
         self._traveller = traveller
+        self.looked = self.submitted = self.done = 0
         self.jobs = BackgroundScheduler()
         scheduler.attach(self.jobs, upkeep_every_s=1e9)
+        self.jobs.add_listener(
+            self._count, EVENT_JOB_SUBMITTED | EVENT_JOB_EXECUTED | EVENT_JOB_MAX_INSTANCES
+        )
         self.jobs.start()
+        assert until(lambda: self.looked >= 1), "the first run is due at the start"
 
     def forward(self, by: timedelta) -> None:
+        """Move the clock past a time on the timetable, until APScheduler has acted on it."""
+        before = self.looked
         self._traveller.shift(by)
         self.jobs.wakeup()
+        assert until(lambda: self.looked > before)
+
+    def finish(self) -> None:
+        """Wait until no job runs."""
+        assert until(lambda: self.done == self.submitted)
+
+    def _count(self, event: JobEvent) -> None:
+        self.done += event.code == EVENT_JOB_EXECUTED
+        self.submitted += event.code == EVENT_JOB_SUBMITTED
+        self.looked += event.code != EVENT_JOB_EXECUTED
 
 
 @pytest.fixture
@@ -120,29 +138,27 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
-def settled(clockwork: Clockwork, seconds: float = 0.3) -> None:
-    threading.Event().wait(seconds)
-
-
 def test_fires_only_above_the_minimum_feedback(world: World, started: Callable[..., Clockwork]) -> None:
     world.feedback = 99
     clockwork = started()
     for _ in range(3):
+        clockwork.finish()
         clockwork.forward(timedelta(hours=1))
-        settled(clockwork)
+    clockwork.finish()
     assert world.runs == []
     world.feedback = 100
     clockwork.forward(timedelta(hours=1))
-    assert until(lambda: len(world.runs) == 1)
-    assert until(lambda: world.table.all()[0].status == "finished")
+    clockwork.finish()
+    assert len(world.runs) == 1
     # Counted since that round's log version, not from zero.
     world.feedback = 199
     clockwork.forward(timedelta(hours=1))
-    settled(clockwork)
+    clockwork.finish()
     assert len(world.runs) == 1
     world.feedback = 200
     clockwork.forward(timedelta(hours=1))
-    assert until(lambda: len(world.runs) == 2)
+    clockwork.finish()
+    assert len(world.runs) == 2
 
 
 def test_refuses_overlap_while_a_round_of_its_own_runs(
@@ -155,12 +171,12 @@ def test_refuses_overlap_while_a_round_of_its_own_runs(
     for _ in range(3):
         world.feedback += 1000
         clockwork.forward(timedelta(hours=1))
-        settled(clockwork, 0.1)
     assert len(world.runs) == 1
     world.gate.set()
-    assert until(lambda: world.table.all()[0].status == "finished")
+    clockwork.finish()
     clockwork.forward(timedelta(hours=1))
-    assert until(lambda: len(world.runs) == 2)
+    clockwork.finish()
+    assert len(world.runs) == 2
 
 
 def test_refuses_overlap_with_a_round_that_another_process_holds(world: World) -> None:
@@ -176,14 +192,14 @@ def test_refuses_overlap_with_a_round_that_another_process_holds(world: World) -
 def test_missed_runs_coalesce_into_one(world: World, started: Callable[..., Clockwork]) -> None:
     world.feedback = 1000
     clockwork = started()
-    assert until(lambda: len(world.runs) == 1)
-    assert until(lambda: world.table.all()[0].status == "finished")
+    clockwork.finish()
+    assert len(world.runs) == 1
     world.feedback = 100_000
     # A machine that slept for ten intervals, far past any misfire grace time.
     clockwork.forward(timedelta(hours=10, minutes=5))
-    assert until(lambda: len(world.runs) == 2)
-    settled(clockwork)
+    clockwork.finish()
     assert len(world.runs) == 2
+    assert clockwork.submitted == 2
 
 
 def test_a_run_missed_while_no_scheduler_ran_is_made_up_for_at_start(
@@ -214,11 +230,12 @@ def test_a_refresh_waits_while_lag_is_too_high_and_looks_again_soon(
 ) -> None:
     world.feedback, world.lag = 1000, 5000
     clockwork = started()
-    settled(clockwork)
+    clockwork.finish()
     assert world.runs == []
     world.lag = 10
     clockwork.forward(timedelta(seconds=61))
-    assert until(lambda: len(world.runs) == 1)
+    clockwork.finish()
+    assert len(world.runs) == 1
 
 
 def test_unknown_lag_waits_and_says_why(world: World) -> None:
@@ -264,10 +281,11 @@ def test_a_look_that_fails_does_not_end_the_timetable(
     surroundings = replace(world.surroundings(), feedback=feedback)
     world.surroundings = lambda: surroundings  # type: ignore[method-assign]
     clockwork = started()
-    assert until(lambda: len(looks) == 1)
-    settled(clockwork, 0.1)
+    clockwork.finish()
+    assert len(looks) == 1
     clockwork.forward(timedelta(seconds=61))
-    assert until(lambda: len(world.runs) == 1)
+    clockwork.finish()
+    assert len(world.runs) == 1
 
 
 def test_a_round_whose_state_is_unreadable_is_passed_over(world: World) -> None:
