@@ -101,7 +101,9 @@ class ScidCodec:
         """
         known = [item_id for item_id in item_ids if item_id in self.items]
         if known:
-            raise CodecError(f"item {known[0]!r} has an SCID already; a codec only grows, it is never rewritten")
+            raise CodecError(
+                f"item {known[0]!r} has an SCID already; a codec only grows, it is never rewritten"
+            )
         added = np.asarray(codes, dtype=np.int32).reshape(len(item_ids), self.levels)
         return ScidCodec(
             (*self.item_ids, *item_ids),
@@ -131,9 +133,7 @@ class ScidCodec:
         directory.mkdir(parents=True, exist_ok=True)
         if self.source is not None and self.source != directory and (self.source / "quantizer").is_dir():
             shutil.copytree(self.source / "quantizer", directory / "quantizer", dirs_exist_ok=True)
-        (directory / "items.json").write_text(
-            json.dumps(self.item_ids, ensure_ascii=False), encoding="utf-8"
-        )
+        (directory / "items.json").write_text(json.dumps(self.item_ids, ensure_ascii=False), encoding="utf-8")
         save_file({"codes": self.codes}, directory / "codes.safetensors")
         facts = {
             "format": FORMAT,

@@ -17,3 +17,7 @@ class CodecError(PoliciesError, BadInput):
 
 class ScoringError(PoliciesError):
     """A model that cannot score packed answers, or answers that cannot be packed."""
+
+
+class BadRequest(PoliciesError, BadInput):
+    """What a policy is asked for makes no sense: k of zero, a device that is not there."""

@@ -85,7 +85,9 @@ class ScidTrie:
 
     def alive(self, eligible: NDArray[np.bool_] | None) -> Index:
         """[n_items + 1] prefix sums over leaves of the eligible items (``eligible`` [n_items] by codec row)."""
-        ones = np.ones(len(self.item_of_leaf), dtype=bool) if eligible is None else eligible[self.item_of_leaf]
+        ones = (
+            np.ones(len(self.item_of_leaf), dtype=bool) if eligible is None else eligible[self.item_of_leaf]
+        )
         return np.concatenate([[0], np.cumsum(ones)]).astype(np.int32)
 
     def leaves(self, rows: Collection[int]) -> Index:

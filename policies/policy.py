@@ -1,0 +1,474 @@
+"""A deployed policy: a model that recommends, with its tokenizer, codec, trie and popularity, loaded as one.
+
+``Policy.load`` reads a policy directory (policies.directory) after checking every byte of it;
+``Policy.recommend`` and ``Policy.sample`` turn users into lists of items, each of which exists, stands once, is
+unseen and eligible; ``write_policy`` makes a directory from what training ends with.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .codec import ScidCodec
+from .decoding import DeviceTrie, Found, Left, beam_search, sample_slates
+from .directory import (
+    Base,
+    CodecHashes,
+    Manifest,
+    base_directory,
+    manifest_hash,
+    read_manifest,
+    verify,
+    write_directory,
+)
+from .errors import BadRequest, PolicyRefused
+from .prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
+from .settings import DecodingSettings
+from .trie import ScidTrie
+
+POPULARITY = "popularity.json"
+
+
+@dataclass(frozen=True)
+class UserContext:
+    """What a recommendation needs to know of a user."""
+
+    user_id: str
+    history: tuple[str, ...] = ()
+    """Item ids, oldest first; the last 20 that have an SCID make the prompt."""
+    seen: frozenset[str] = frozenset()
+    """Items that are left out of the list."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One place of a list."""
+
+    item_id: str
+    score: float
+    """log pi(item | prompt), natural logarithm; for source "popularity" the log of the item's share there."""
+    position: int
+    """1 = first."""
+    propensity: float | None
+    """Sampled lists: probability of this item at this position given the positions before it; else none."""
+    source: Literal["policy", "popularity"]
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """A set of items worked out once for many calls (``Policy.eligible``)."""
+
+    mask: NDArray[np.bool_]
+    """[n_items] by codec row."""
+    alive: NDArray[np.int32]
+    """[n_items + 1] prefix sums over the trie's leaves."""
+
+
+class Policy:
+    """A loaded policy. Reading is safe from several threads; nothing in it changes after loading."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        model: Any,
+        tokenizer: Any,
+        codec: ScidCodec,
+        popularity: Sequence[str],
+        base: Base | None = None,
+        settings: DecodingSettings | None = None,
+    ) -> None:
+        """Put the parts together. ``base`` names the full policy whose weights the model holds.
+
+        Raises PolicyRefused when tokenizer, model and codec do not belong together.
+        """
+        self.manifest = manifest
+        self.model = model
+        self.tokenizer = tokenizer
+        self.codec = codec
+        self.base = base
+        self.settings = settings or DecodingSettings()
+        self.tokens = PromptTokens(tokenizer, codec)
+        self.trie = ScidTrie.of(codec)
+        self.device = next(model.parameters()).device
+        rows = model.get_input_embeddings().weight.shape[0]
+        highest = max(self.tokens.recommend, *(int(level.max()) for level in self.tokens.levels))
+        if highest >= rows:
+            raise PolicyRefused(
+                f"policy {manifest.version}: the model embeds {rows} tokens but the codec's reach {highest}; "
+                "restore the policy directory, or train on this codec with `align3gr sft`"
+            )
+        self.popularity = self._popularity_rows(popularity)
+        self._everything = self.eligible(None)
+        self._device_trie = DeviceTrie(self.trie, self.tokens.levels, self.device)
+
+    @property
+    def version(self) -> str:
+        """The registry's version, e.g. "v7"."""
+        return self.manifest.version
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        device: str | torch.device = "cpu",
+        verify: bool = True,
+        policies: Path | None = None,
+        codec: ScidCodec | None = None,
+        share_base_with: "Policy | None" = None,
+        trainable: bool = False,
+        settings: DecodingSettings | None = None,
+    ) -> "Policy":
+        """Load a policy directory.
+
+        ``verify``: check every sha256 first (off only for a directory verified a moment ago).
+        ``policies``: where bases lie, when not beside ``directory``. ``codec``: a longer codec of the same
+        quantizer, with items that came after the policy. ``share_base_with``: a loaded policy on the same base;
+        its base weights are used, not copied (neither may then be trained). ``trainable``: leave the adapter's
+        weights trainable.
+
+        Raises PolicyRefused for a directory that is half written, corrupt, from the future, or whose base,
+        codec or prompt template do not match; nothing is unpickled and no code of the directory is run.
+        """
+        directory = Path(directory)
+        manifest = _verified(directory) if verify else read_manifest(directory)
+        if manifest.prompt_template != TEMPLATE_VERSION:
+            raise PolicyRefused(
+                f"policy {directory} was trained on prompt template {manifest.prompt_template}, this version "
+                f"speaks {TEMPLATE_VERSION}; train a new base policy with `align3gr sft`"
+            )
+        base_dir = base_directory(directory, manifest, policies)
+        if verify and base_dir != directory:
+            _verified(base_dir)
+        own = _codec_of(directory, manifest)
+        if codec is not None:
+            own.require_same_quantizer(codec)
+        base = manifest.base or Base(version=manifest.version, sha256=manifest_hash(directory))
+        place = _device(device)
+        try:
+            model, tokenizer = _model_and_tokenizer(base_dir, base, place, share_base_with)
+            if manifest.kind == "adapter":
+                model = _with_adapter(model, directory / "adapter", trainable)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            cause = " ".join(str(error).split())[:300]
+            raise PolicyRefused(
+                f"policy {directory} cannot be loaded: {cause}; roll back to another policy"
+            ) from error
+        model.train(trainable)
+        return cls(
+            manifest,
+            model=model,
+            tokenizer=tokenizer,
+            codec=codec or own,
+            popularity=_read_popularity(directory),
+            base=base,
+            settings=settings,
+        )
+
+    def eligible(self, item_ids: Collection[str] | None) -> Eligible:
+        """Work out once which items may be recommended (none: all); unknown ids are no error and no item."""
+        mask = np.ones(len(self.codec), dtype=bool)
+        if item_ids is not None:
+            mask[:] = False
+            rows = self.codec.items
+            mask[[rows[item_id] for item_id in item_ids if item_id in rows]] = True
+        return Eligible(mask, self.trie.alive(mask))
+
+    def recommend(
+        self,
+        users: Sequence[UserContext],
+        k: int,
+        *,
+        beam: int | None = None,
+        eligible: Collection[str] | Eligible | None = None,
+        exclude_seen: bool = True,
+    ) -> list[list[Recommendation]]:
+        """The k best items of each user, best first: by the policy, or by popularity for an unknown user.
+
+        k items whenever k are eligible (and unseen, unless ``exclude_seen`` is off), fewer only when fewer are.
+        ``beam``: prefixes kept at each level, default from settings; raised to k.
+        Raises BadRequest when k or beam is not positive.
+        """
+        allowed = self._allowed(eligible)
+        _require_positive(k=k, beam=self.settings.beam if beam is None else beam)
+        width = max(beam or self.settings.beam, k)
+        lists: list[list[Recommendation]] = [[] for _ in users]
+        for places, prompts, left in self._batches(users, allowed, exclude_seen):
+            found = beam_search(
+                self.model, self._device_trie, prompts, left, k=k, beam=width, pad_id=self.tokens.pad
+            )
+            for place, one in zip(places, self._lists(found), strict=True):
+                lists[place] = one
+        for place in self._unknown(users):
+            lists[place] = self._popular(users[place], k, allowed, exclude_seen)
+        return lists
+
+    def sample(
+        self,
+        users: Sequence[UserContext],
+        k: int,
+        *,
+        seed: int,
+        eligible: Collection[str] | Eligible | None = None,
+        exclude_seen: bool = True,
+        temperature: float = 1.0,
+    ) -> list[list[Recommendation]]:
+        """A slate of k items of each user drawn without replacement, with propensities (policies.decoding).
+
+        The same seed and user give the same slate, whoever else is in the call: pass a fresh seed for each
+        request. An unknown user's slate is drawn the same way from q(item) proportional to 1 / popularity rank.
+        Raises BadRequest when k or temperature is not positive.
+        """
+        allowed = self._allowed(eligible)
+        _require_positive(k=k, temperature=temperature)
+        lists: list[list[Recommendation]] = [[] for _ in users]
+        for places, prompts, left in self._batches(users, allowed, exclude_seen):
+            found = sample_slates(
+                self.model,
+                self._device_trie,
+                prompts,
+                left,
+                k=k,
+                keys=[_key(seed, users[place].user_id) for place in places],
+                pad_id=self.tokens.pad,
+                temperature=temperature,
+            )
+            for place, one in zip(places, self._lists(found), strict=True):
+                lists[place] = one
+        for place in self._unknown(users):
+            lists[place] = self._popular(users[place], k, allowed, exclude_seen, seed=seed)
+        return lists
+
+    def _allowed(self, eligible: Collection[str] | Eligible | None) -> Eligible:
+        if eligible is None:
+            return self._everything
+        return eligible if isinstance(eligible, Eligible) else self.eligible(eligible)
+
+    def _unknown(self, users: Sequence[UserContext]) -> list[int]:
+        return [place for place, user in enumerate(users) if not self.tokens.known(user.history)]
+
+    def _batches(
+        self, users: Sequence[UserContext], allowed: Eligible, exclude_seen: bool
+    ) -> Iterator[tuple[list[int], list[list[int]], Left]]:
+        """Users with a history in batches of like prompt length: their places, prompts and items left."""
+        unknown = set(self._unknown(users))
+        prompts = {
+            place: prompt_ids(self.tokens, user.history)
+            for place, user in enumerate(users)
+            if place not in unknown
+        }
+        order = sorted(prompts, key=lambda place: len(prompts[place]))
+        alive = torch.from_numpy(allowed.alive.astype(np.int64)).to(self.device)
+        for start in range(0, len(order), self.settings.batch):
+            places = order[start : start + self.settings.batch]
+            seen = [
+                self._seen_rows(users[place], allowed) if exclude_seen else np.empty(0, np.int64)
+                for place in places
+            ]
+            left_out = np.full((len(places), max(map(len, seen))), len(self.codec), dtype=np.int64)
+            for row, rows in enumerate(seen):
+                left_out[row, : len(rows)] = np.sort(self.trie.leaf_of_item[rows])
+            yield (
+                places,
+                [prompts[place] for place in places],
+                Left(alive, torch.from_numpy(left_out).to(self.device)),
+            )
+
+    def _seen_rows(self, user: UserContext, allowed: Eligible) -> NDArray[np.int64]:
+        items = self.codec.items
+        rows = np.array([items[item_id] for item_id in user.seen if item_id in items], dtype=np.int64)
+        kept: NDArray[np.int64] = rows[allowed.mask[rows]]
+        return kept
+
+    def _lists(self, found: Found) -> list[list[Recommendation]]:
+        items, scores = found.items.tolist(), found.scores.tolist()
+        propensities: list[list[float | None]] = [[None] * len(row) for row in items]
+        if found.propensities is not None:
+            propensities = found.propensities.tolist()
+        return [
+            [
+                Recommendation(self.codec.item_ids[item], score, position, propensity, "policy")
+                for position, (item, score, propensity) in enumerate(zip(*columns, strict=True), start=1)
+                if item >= 0
+            ]
+            for columns in zip(items, scores, propensities, strict=True)
+        ]
+
+    def _popular(
+        self, user: UserContext, k: int, allowed: Eligible, exclude_seen: bool, *, seed: int | None = None
+    ) -> list[Recommendation]:
+        """The most popular items left; with a seed a Gumbel top-k draw from q proportional to 1 / rank."""
+        mask = allowed.mask
+        if exclude_seen and user.seen:
+            mask = mask.copy()
+            mask[self._seen_rows(user, allowed)] = False
+        rows = self.popularity[mask[self.popularity]]
+        log_q = -np.log(np.arange(1, len(rows) + 1))
+        log_q -= np.log(np.exp(log_q).sum()) if len(rows) else 0.0
+        propensities: list[float | None] = [None] * min(k, len(rows))
+        if seed is not None:
+            noise = np.random.Generator(np.random.Philox(key=_key(seed, user.user_id)))
+            order = np.argsort(-(log_q + noise.gumbel(size=len(rows))), kind="stable")
+            rows, log_q = rows[order], log_q[order]
+            remaining = np.exp(log_q)[::-1].cumsum()[::-1]
+            propensities = (np.exp(log_q) / remaining)[:k].tolist()
+        return [
+            Recommendation(self.codec.item_ids[row], float(score), position, propensity, "popularity")
+            for position, (row, score, propensity) in enumerate(
+                zip(rows[:k].tolist(), log_q[:k].tolist(), propensities, strict=True), start=1
+            )
+        ]
+
+    def _popularity_rows(self, popularity: Sequence[str]) -> NDArray[np.int64]:
+        """Codec rows, most liked first; items that the list does not name follow in the codec's order."""
+        items = self.codec.items
+        named = np.array(
+            [items[item_id] for item_id in dict.fromkeys(popularity) if item_id in items], dtype=np.int64
+        )
+        others = np.ones(len(self.codec), dtype=bool)
+        others[named] = False
+        return np.concatenate([named, np.flatnonzero(others)])
+
+
+def write_policy(
+    directory: Path,
+    *,
+    version: str,
+    model: Any,
+    tokenizer: Any,
+    codec: ScidCodec,
+    popularity: Sequence[str],
+    base: Base | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write a policy directory whole or not at all; the manifest last, one rename at the end.
+
+    ``base`` none: kind "full", ``model`` a plain transformers model. ``base`` given (``directory.base_of``):
+    kind "adapter", ``model`` the PeftModel that was trained on that base.
+    Raises PolicyRefused when the directory exists or the model is not of that kind.
+    """
+    adapter = hasattr(model, "peft_config")
+    if adapter != (base is not None):
+        raise PolicyRefused(
+            "an adapter needs the base it was trained on, and a full policy has none; "
+            "pass base=base_of(the base's directory), or merge the adapter first"
+        )
+    PromptTokens(tokenizer, codec)  # refuses a tokenizer of another codec
+
+    def fill(staging: Path) -> None:
+        if base is None:
+            model.save_pretrained(staging / "model")
+            tokenizer.save_pretrained(staging / "model")
+        else:
+            _save_adapter(model, staging / "adapter", base)
+        codec.save(staging / "codec")
+        (staging / POPULARITY).write_text(json.dumps(list(popularity), ensure_ascii=False), encoding="utf-8")
+
+    def seal(files: Mapping[str, str]) -> Manifest:
+        return Manifest(
+            version=version,
+            prompt_template=TEMPLATE_VERSION,
+            kind="adapter" if adapter else "full",
+            base=base,
+            codec=CodecHashes(quantizer_hash=codec.quantizer_hash, item_map_hash=codec.item_map_hash),
+            files=dict(files),
+            lineage=dict(lineage or {}),
+        )
+
+    return write_directory(directory, fill, seal)
+
+
+_verified = verify
+"""``Policy.load`` has an argument of the same name."""
+
+
+def _codec_of(directory: Path, manifest: Manifest) -> ScidCodec:
+    codec = ScidCodec.load(directory / "codec")
+    if (codec.quantizer_hash, codec.item_map_hash) != (
+        manifest.codec.quantizer_hash,
+        manifest.codec.item_map_hash,
+    ):
+        raise PolicyRefused(
+            f"policy {directory}: codec mismatch: its codec is not the one its manifest names; "
+            "restore it from a backup, or roll back to another policy"
+        )
+    return codec
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadRequest(f"there is no device {name!r} here; use cpu, or install a torch for it") from error
+    return device
+
+
+def _model_and_tokenizer(
+    base_dir: Path, base: Base, device: torch.device, share: Policy | None
+) -> tuple[Any, Any]:
+    if share is not None and share.base == base and share.device == device:
+        return _twin(share.model), share.tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    plain = {"local_files_only": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(
+        base_dir / "model", use_safetensors=True, attn_implementation="sdpa", **plain
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base_dir / "model", **plain)
+    return model.to(device), tokenizer
+
+
+def _twin(model: Any) -> Any:
+    """The plain base of a model as new modules around the same tensors, so that each may have its adapter."""
+    tensors = [*model.parameters(), *model.buffers()]
+    twin = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+    return twin.unload() if hasattr(twin, "peft_config") else twin
+
+
+def _with_adapter(model: Any, directory: Path, trainable: bool) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable, local_files_only=True)
+
+
+def _save_adapter(model: Any, directory: Path, base: Base) -> None:
+    """As peft saves it, without its model card and without this machine's path of the base."""
+    model.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    config = directory / "adapter_config.json"
+    facts = json.loads(config.read_text(encoding="utf-8"))
+    facts["base_model_name_or_path"] = f"../{base.version}/model"
+    config.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _read_popularity(directory: Path) -> list[str]:
+    try:
+        popularity = json.loads((directory / POPULARITY).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise PolicyRefused(
+            f"policy {directory}: {POPULARITY} cannot be read: {cause}; roll back to another policy"
+        ) from error
+    return [str(item_id) for item_id in popularity]
+
+
+def _key(seed: int, user_id: str) -> int:
+    """128 bits for one user's noise."""
+    digest = hashlib.blake2b(f"{seed}\0{user_id}".encode(), digest_size=16)
+    return int.from_bytes(digest.digest(), "big")
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise BadRequest(f"{name} must be positive, not {value}")
