@@ -1,0 +1,227 @@
+"""What a recommendation goes through: who is the user, which policy, which items, and the record of it.
+
+A batch is decoded with one policy object from beginning to end, so every slate names the policy that made it.
+"""
+
+import logging
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+from features.errors import FeaturesError, ProductError
+from features.interactions import Interaction, Kind
+from features.online.contexts import UserFeatures
+from features.requests import sign_request
+
+from .batching import Batcher
+from .eligible import EligibleItems
+from .events import EventRecorder
+from .metrics import ServerMetrics
+from .settings import ServerSettings
+from .swap import PolicySwap
+
+if TYPE_CHECKING:
+    from policies.policy import Eligible, Policy, Recommendation
+
+log = logging.getLogger(__name__)
+
+SOURCE = "align3gr-server"
+"""``source`` of the served events."""
+
+
+class NoPolicy(ProductError):  # noqa: N818 - reads as what it is
+    """Nothing has been promoted yet, or nothing that was could be loaded."""
+
+
+class Features(Protocol):
+    """The part of ``features.online.OnlineFeatures`` that serving needs."""
+
+    def contexts(self, user_ids: Sequence[str]) -> list[UserFeatures]:
+        """What is known of each user."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request as it waits for its decode."""
+
+    request_id: str
+    user_id: str
+    k: int
+    sampled: bool
+
+
+@dataclass(frozen=True)
+class Slate:
+    """One answer, and the facts that are recorded of it."""
+
+    request_id: str
+    user_id: str
+    policy_version: str
+    served_at: datetime
+    sampled: bool
+    degraded: bool
+    """The online store did not answer: the user was treated as unknown."""
+    items: "tuple[Recommendation, ...]"
+
+
+class Recommender:
+    """Answers requests from the policy that ``swap`` holds. One object a server, used from its event loop."""
+
+    def __init__(
+        self,
+        swap: "PolicySwap[Policy]",
+        features: Features,
+        eligible: EligibleItems,
+        recorder: EventRecorder | None,
+        metrics: ServerMetrics,
+        settings: ServerSettings,
+        *,
+        request_key: bytes | None = None,
+        random_source: random.Random | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``recorder`` None records nothing; ``prepare`` runs once in the decoding thread."""
+        self.swap, self.features, self.eligible, self.recorder = swap, features, eligible, recorder
+        self.metrics, self.settings = metrics, settings
+        self._key, self._now = request_key, now
+        self._random = random_source or random.Random()
+        self._batcher: Batcher[Ask, Slate] = Batcher(
+            self._decode,
+            size=settings.batch_size,
+            queue=settings.queue_size,
+            timeout_seconds=settings.request_timeout_seconds,
+            prepare=prepare,
+        )
+        self._eligible: tuple[Policy, frozenset[str] | None, Eligible] | None = None
+        self.features_error: str | None = None
+
+    def start(self) -> None:
+        """Begin to answer; call it from the event loop."""
+        self._batcher.start()
+
+    async def stop(self) -> None:
+        """Answer what is in work, refuse what waits."""
+        await self._batcher.stop()
+
+    async def recommend(self, user_id: str, k: int) -> Slate:
+        """k items for ``user_id`` (fewer only when fewer are eligible), recorded.
+
+        Raises NoPolicy and ``batching.Overloaded``.
+        """
+        if self.swap.current is None:
+            raise NoPolicy(_no_policy(self.swap.state().error))
+        plain = uuid.UUID(int=self._random.getrandbits(128), version=4).hex
+        request_id = sign_request(self._key, plain, user_id) if self._key else plain
+        sampled = self._random.random() < self.settings.sample_share
+        slate = await self._batcher.submit(Ask(request_id, user_id, k, sampled))
+        if self.recorder is not None:
+            self.recorder.record(served_events(slate))
+        self._count(slate)
+        return slate
+
+    def _decode(self, asks: Sequence[Ask]) -> list[Slate]:
+        """In the worker thread: one policy object, one read of the online store, one search a kind of ask."""
+        served = self.swap.current
+        if served is None:
+            raise NoPolicy(_no_policy(self.swap.state().error))
+        started = time.perf_counter()
+        known, degraded = self._contexts(sorted({ask.user_id for ask in asks}))
+        slates: dict[str, Slate] = {}
+        for group in _alike(asks):
+            for ask, items in zip(group, self._search(served.policy, group, known), strict=True):
+                slates[ask.request_id] = Slate(
+                    request_id=ask.request_id,
+                    user_id=ask.user_id,
+                    policy_version=served.version,
+                    served_at=self._now(),
+                    sampled=ask.sampled,
+                    degraded=degraded,
+                    items=tuple(items),
+                )
+        self.metrics.decode.observe(time.perf_counter() - started)
+        self.metrics.batch.observe(len(asks))
+        return [slates[ask.request_id] for ask in asks]
+
+    def _search(
+        self, policy: "Policy", asks: Sequence[Ask], known: Mapping[str, UserFeatures]
+    ) -> "list[list[Recommendation]]":
+        """Items for ``asks``, which are alike in k and in being sampled."""
+        from policies.policy import UserContext
+
+        users = [
+            UserContext(user_id=ask.user_id, history=known[ask.user_id].history, seen=known[ask.user_id].seen)
+            for ask in asks
+        ]
+        eligible = self._eligible_for(policy)
+        if asks[0].sampled:
+            return policy.sample(users, asks[0].k, seed=self._random.getrandbits(63), eligible=eligible)
+        return policy.recommend(users, asks[0].k, eligible=eligible)
+
+    def _eligible_for(self, policy: "Policy") -> "Eligible":
+        """The listed items as this policy numbers them, worked out once for each policy and catalogue."""
+        items = self.eligible.items
+        if self._eligible is None or self._eligible[0] is not policy or self._eligible[1] is not items:
+            self._eligible = (policy, items, policy.eligible(items))
+        return self._eligible[2]
+
+    def _contexts(self, user_ids: Sequence[str]) -> tuple[dict[str, UserFeatures], bool]:
+        """What is known of the users, and whether the online store failed to say."""
+        try:
+            known = self.features.contexts(user_ids)
+        except FeaturesError as error:
+            self.metrics.degraded.inc(len(user_ids))
+            if self.features_error is None:
+                log.error("online_store=unavailable cause=%s users=treated_as_unknown", error)
+            self.features_error = str(error)
+            return {user_id: UserFeatures(user_id) for user_id in user_ids}, True
+        self.features_error = None
+        return {one.user_id: one for one in known}, False
+
+    def _count(self, slate: Slate) -> None:
+        for source in {item.source for item in slate.items}:
+            self.metrics.items.labels(source).inc(sum(item.source == source for item in slate.items))
+        if slate.sampled:
+            self.metrics.sampled.inc()
+
+
+def served_events(slate: Slate) -> list[Interaction]:
+    """The facts of a slate as ``served`` events, one an item; their ids derive from the request's."""
+    return [
+        Interaction(
+            event_id=f"served-{slate.request_id.partition('.')[0]}-{item.position}",
+            user_id=slate.user_id,
+            item_id=item.item_id,
+            kind=Kind.SERVED,
+            occurred_at=slate.served_at,
+            request_id=slate.request_id,
+            position=item.position,
+            policy_version=slate.policy_version,
+            propensity=item.propensity,
+            source=SOURCE,
+        )
+        for item in slate.items
+    ]
+
+
+def _alike(asks: Sequence[Ask]) -> list[list[Ask]]:
+    """Asks that one search can answer: same k, same kind, and no user twice in a sampled one."""
+    groups: dict[tuple[bool, int, int], list[Ask]] = {}
+    sampled_before: Counter[str] = Counter()
+    for ask in asks:
+        nth = sampled_before[ask.user_id] if ask.sampled else 0
+        sampled_before[ask.user_id] += ask.sampled
+        groups.setdefault((ask.sampled, ask.k, nth), []).append(ask)
+    return list(groups.values())
+
+
+def _no_policy(cause: str | None) -> str:
+    if cause:
+        return f"no policy serves: {cause}"
+    return "no policy has been promoted yet; run align3gr sft, then align3gr policy promote"
