@@ -1,0 +1,66 @@
+"""One training over several processes: each takes its share of a batch, and gradients are added up.
+
+``accelerate launch`` starts the processes and says who is who. LoRA's gradients are a few megabytes, so they
+are summed in one message a step; what a process did not compute arrives the same way. Alone, nothing is sent.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number ``index`` of ``count``."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes what all of them made."""
+        return self.index == 0
+
+    def share(self, numbers: list[int]) -> list[int]:
+        """This process's part of a batch; the parts of all are the batch."""
+        return numbers[self.index :: self.count]
+
+    def add_up(self, *tensors: Tensor) -> None:
+        """Replace each tensor by its sum over the processes, in one message; the same bits for everyone."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(
+            tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True
+        ):
+            tensor.detach().copy_(part.view_as(tensor))
+
+    def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """``add_up`` for the gradients; one that a process does not have counts as zero."""
+        if self.count == 1:
+            return
+        gradients: list[Tensor] = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self.add_up(*gradients)
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+
+def join_ranks(device: str) -> Ranks:
+    """The place of this process among those that ``accelerate launch`` started; alone without it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Ranks()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=device == "cpu")
+    return Ranks(state.process_index, state.num_processes)
