@@ -57,6 +57,27 @@ class OnlineSettings(BaseModel):
     0 exports the state after every commit."""
 
 
+class DatasetSettings(BaseModel):
+    """Preference datasets and evaluation cases."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window_s: float | None = Field(None, gt=0)
+    """Only likes that arrived within this many seconds before the watermark become samples; none: all."""
+    min_samples: int = Field(10, ge=1)
+    """Fewer samples to train on, both stages together, are an error."""
+    max_samples_per_user: int = Field(200, ge=1)
+    """At most so many samples of one user in a stage, the latest likes: nobody may outweigh the rest."""
+    max_cases_per_user: int = Field(50, ge=1)
+    """At most so many evaluation cases of a kind for one user, the latest."""
+    learn_from_unsigned: bool = False
+    """Whether feedback under a request id that we did not sign is learned from."""
+    duplicates_warning: float = Field(0.01, ge=0, le=1)
+    """A share of repeated events above this is a warning: a client that sends a constant event_id."""
+    rows_per_shard: int = Field(2_000_000, ge=1)
+    """Events queried at a time: bounds the memory of a build. The rows do not depend on it."""
+
+
 class FeatureSettings(BaseModel):
     """The feedback log, its queries and its upkeep."""
 
@@ -80,6 +101,8 @@ class FeatureSettings(BaseModel):
     """Engaged events looked at to find them: bounds the query."""
     max_rejected: int = Field(20, ge=1, le=20)
     """Rejected items of one preference sample (the paper's 20)."""
+    dataset: DatasetSettings = DatasetSettings()
+    """Preference datasets and evaluation cases."""
     duck: DuckSettings = DuckSettings()
     """Limits of a query."""
     upkeep: UpkeepSettings = UpkeepSettings()
