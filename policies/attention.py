@@ -40,7 +40,7 @@ def attention_argument(
             "sliding_attention": _within(full, window, query_positions, key_positions),
         }
     raise ScoringError(
-        f"the model mixes attention layers {sorted(kinds)}; models with full or sliding attention are supported"
+        f"the model has attention layers {sorted(kinds)}; only full and sliding attention are supported"
     )
 
 

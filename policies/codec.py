@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CodecError, PolicyRefused
-from .quantizer import Codes, ItemEncoder, directory_hash
+from .quantizer import Codes, ItemEncoder
+from .text import directory_hash
 
 FORMAT = 1
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -127,7 +128,7 @@ class ScidCodec:
         return ItemEncoder.load(self.source / "quantizer")
 
     def save(self, directory: Path) -> None:
-        """Write the codec into ``directory`` (created if missing), with the quantizer of where it came from."""
+        """Write the codec into ``directory`` (made if missing), with the quantizer of where it came from."""
         from safetensors.numpy import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -155,7 +156,7 @@ class ScidCodec:
             facts = json.loads((directory / "codec.json").read_text(encoding="utf-8"))
             if facts["format"] != FORMAT:
                 raise PolicyRefused(
-                    f"codec {directory} has format {facts['format']}, this version reads {FORMAT}; update align3gr"
+                    f"codec {directory} has format {facts['format']}, not {FORMAT}; update align3gr"
                 )
             codec = cls(
                 json.loads((directory / "items.json").read_text(encoding="utf-8")),
@@ -178,13 +179,14 @@ class ScidCodec:
         quantizer = directory / "quantizer"
         if quantizer.is_dir() and directory_hash(quantizer) != codec.quantizer_hash:
             raise PolicyRefused(
-                f"codec {directory}: the quantizer is not the one that codec.json names; restore both together"
+                f"codec {directory}: the quantizer is not the one codec.json names; restore both together"
             )
         return codec
 
     def require_same_quantizer(self, other: "ScidCodec") -> None:
-        """Refuse another tokenizer under a policy: its tokens would mean other items (published: it collapses).
+        """Refuse another tokenizer under a policy: its tokens would mean other items.
 
+        Re-tokenizing under a frozen recommender is published to collapse it.
         Raises PolicyRefused when quantizer, sizes or the SCID of a shared item differ.
         """
         way_out = "train a base policy on the new codec with `align3gr sft`"
@@ -202,7 +204,8 @@ class ScidCodec:
             self.codes[:shared], other.codes[:shared]
         ):
             raise PolicyRefused(
-                f"codec mismatch: neither item map continues the other, though the quantizer is the same; {way_out}"
+                "codec mismatch: neither item map continues the other, though the quantizer is the same; "
+                f"{way_out}"
             )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Constrained beam search and sampling over the trie of valid SCIDs, with the prompt's cache shared by all beams.
+"""Constrained beam search and sampling over the trie of valid SCIDs; all beams share the prompt's cache.
 
 The prompt of a user is encoded once. All beams of a user are tokens of *one* row behind it: which of them is
 whose ancestor stands in the attention mask, so the key-value cache is never copied per beam and never
@@ -8,12 +8,13 @@ get: a beam can never end on a seen or ineligible item, so k items come back whe
 Scores are log pi(y|x) with the full-vocabulary normaliser, as in ``policies.scoring``.
 
 **Sampling** draws a slate without replacement by Gumbel top-k over items (stochastic beam search; Kool, van
-Hoof and Welling, 2019, arXiv 1903.06059). Let ``q`` be the policy's distribution over the items this user may
-get, ``q(y) = prod_l softmax over live children (logits_l / temperature)[y_l]`` (it sums to 1 over them). Every
-item gets the perturbed log-probability ``G_y = log q(y) + Gumbel noise``; the slate is the k largest, in order.
-A subtree's largest G is itself a Gumbel around its log-mass, so G is drawn top-down, a child's conditioned on
-its parent's, and the k largest leaves lie under the k largest nodes of every level: a beam of k is exact, at the
-price of one beam search. The slate's law is Plackett-Luce: position t shows y_t with probability
+Hoof and Welling, 2019, arXiv 1903.06059). Let ``q`` be the policy's distribution over the items this user
+may get, ``q(y) = prod_l softmax over live children (logits_l / temperature)[y_l]`` (it sums to 1 over them).
+Every item gets the perturbed log-probability ``G_y = log q(y) + Gumbel noise``; the slate is the k largest,
+in order. A subtree's largest G is itself a Gumbel around its log-mass, so G is drawn top-down, a child's
+conditioned on its parent's, and the k largest leaves lie under the k largest nodes of every level: a beam of
+k is exact, at the price of one beam search. The slate's law is Plackett-Luce: position t shows y_t with
+probability
 
     P(y_t | x, y_1 .. y_{t-1}) = q(y_t) / (1 - q(y_1) - ... - q(y_{t-1})),
 

@@ -8,9 +8,9 @@
     codec/                     see policies.codec
     popularity.json            item ids, most liked first
 
-An adapter names its base by version and by the sha256 of the base's policy.json, which in turn names every file
-of the base: one hash pins everything. The base is the sibling directory ``../<base version>`` (or lies below
-the policies folder that the caller names). This module imports no torch: listing policies is cheap.
+An adapter names its base by version and by the sha256 of the base's policy.json, which in turn names every
+file of the base: one hash pins everything. The base is the sibling directory ``../<base version>`` (or lies
+below the policies folder that the caller names). This module imports no torch: listing policies is cheap.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ class Manifest(BaseModel):
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises PolicyRefused for a directory without a manifest, with an unreadable one, or one from the future."""
+    """Raises PolicyRefused when there is no manifest, an unreadable one, or one from the future."""
     file = directory / MANIFEST
     if not directory.is_dir():
         raise PolicyRefused(f"there is no policy at {directory}; see `align3gr policy list`")
@@ -77,7 +77,7 @@ def read_manifest(directory: Path) -> Manifest:
         facts = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(facts, dict) and facts.get("format") != FORMAT:
             raise PolicyRefused(
-                f"policy {directory} has format {facts.get('format')}, this version reads {FORMAT}; update align3gr"
+                f"policy {directory} has format {facts.get('format')}, not {FORMAT}; update align3gr"
             )
         return Manifest.model_validate(facts)
     except (OSError, ValueError, ValidationError) as error:
@@ -168,7 +168,7 @@ def write_directory(
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Write policy.json durably, replacing what is there in one step (a registry numbers a staged policy so)."""
+    """Write policy.json durably, replacing what is there in one step."""
     for name in manifest.files:
         _sync(directory / name)
     temporary = directory / f".{MANIFEST}.partial"

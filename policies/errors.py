@@ -7,7 +7,7 @@ class PoliciesError(ProductError):
     """A policy, its codec, or its promotion cannot be what was asked for."""
 
 
-class PolicyRefused(PoliciesError, BadInput):
+class PolicyRefused(PoliciesError, BadInput):  # noqa: N818 - reads as what it is at the raise site
     """A policy directory that is half written, corrupt, or does not match its codec or base."""
 
 
@@ -19,5 +19,5 @@ class ScoringError(PoliciesError):
     """A model that cannot score packed answers, or answers that cannot be packed."""
 
 
-class BadRequest(PoliciesError, BadInput):
+class BadRequest(PoliciesError, BadInput):  # noqa: N818 - reads as what it is at the raise site
     """What a policy is asked for makes no sense: k of zero, a device that is not there."""

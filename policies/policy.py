@@ -1,11 +1,10 @@
 """A deployed policy: a model that recommends, with its tokenizer, codec, trie and popularity, loaded as one.
 
 ``Policy.load`` reads a policy directory (policies.directory) after checking every byte of it;
-``Policy.recommend`` and ``Policy.sample`` turn users into lists of items, each of which exists, stands once, is
-unseen and eligible; ``write_policy`` makes a directory from what training ends with.
+``Policy.recommend`` and ``Policy.sample`` turn users into lists of items, each of which exists, stands once,
+is unseen and eligible; ``write_policy`` makes a directory from what training ends with.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,11 +29,13 @@ from .directory import (
     write_directory,
 )
 from .errors import BadRequest, PolicyRefused
+from .popularity import Popularity
 from .prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
 from .settings import DecodingSettings
 from .trie import ScidTrie
+from .weights import device_named, load_base, save_adapter, save_full, twin, with_adapter
 
-POPULARITY = "popularity.json"
+_POPULARITY = "popularity.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Policy:
                 f"policy {manifest.version}: the model embeds {rows} tokens but the codec's reach {highest}; "
                 "restore the policy directory, or train on this codec with `align3gr sft`"
             )
-        self.popularity = self._popularity_rows(popularity)
+        self._popularity = Popularity(codec, popularity)
         self._everything = self.eligible(None)
         self._device_trie = DeviceTrie(self.trie, self.tokens.levels, self.device)
 
@@ -132,9 +133,9 @@ class Policy:
 
         ``verify``: check every sha256 first (off only for a directory verified a moment ago).
         ``policies``: where bases lie, when not beside ``directory``. ``codec``: a longer codec of the same
-        quantizer, with items that came after the policy. ``share_base_with``: a loaded policy on the same base;
-        its base weights are used, not copied (neither may then be trained). ``trainable``: leave the adapter's
-        weights trainable.
+        quantizer, with items that came after the policy. ``share_base_with``: a loaded policy; where it
+        stands on the same base, its base weights are used, not copied (do not train them then).
+        ``trainable``: leave the adapter's weights trainable.
 
         Raises PolicyRefused for a directory that is half written, corrupt, from the future, or whose base,
         codec or prompt template do not match; nothing is unpickled and no code of the directory is run.
@@ -153,11 +154,17 @@ class Policy:
         if codec is not None:
             own.require_same_quantizer(codec)
         base = manifest.base or Base(version=manifest.version, sha256=manifest_hash(directory))
-        place = _device(device)
+        place = device_named(device)
         try:
-            model, tokenizer = _model_and_tokenizer(base_dir, base, place, share_base_with)
+            if share_base_with is not None and (share_base_with.base, share_base_with.device) == (
+                base,
+                place,
+            ):
+                model, tokenizer = twin(share_base_with.model), share_base_with.tokenizer
+            else:
+                model, tokenizer = load_base(base_dir / "model", place)
             if manifest.kind == "adapter":
-                model = _with_adapter(model, directory / "adapter", trainable)
+                model = with_adapter(model, directory / "adapter", trainable=trainable)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             cause = " ".join(str(error).split())[:300]
             raise PolicyRefused(
@@ -194,7 +201,7 @@ class Policy:
     ) -> list[list[Recommendation]]:
         """The k best items of each user, best first: by the policy, or by popularity for an unknown user.
 
-        k items whenever k are eligible (and unseen, unless ``exclude_seen`` is off), fewer only when fewer are.
+        k items whenever k are eligible (and unseen, unless ``exclude_seen`` is off).
         ``beam``: prefixes kept at each level, default from settings; raised to k.
         Raises BadRequest when k or beam is not positive.
         """
@@ -225,7 +232,7 @@ class Policy:
         """A slate of k items of each user drawn without replacement, with propensities (policies.decoding).
 
         The same seed and user give the same slate, whoever else is in the call: pass a fresh seed for each
-        request. An unknown user's slate is drawn the same way from q(item) proportional to 1 / popularity rank.
+        request. An unknown user's slate is drawn so from q(item) proportional to 1 / popularity rank.
         Raises BadRequest when k or temperature is not positive.
         """
         allowed = self._allowed(eligible)
@@ -306,37 +313,23 @@ class Policy:
     def _popular(
         self, user: UserContext, k: int, allowed: Eligible, exclude_seen: bool, *, seed: int | None = None
     ) -> list[Recommendation]:
-        """The most popular items left; with a seed a Gumbel top-k draw from q proportional to 1 / rank."""
+        """By popularity; with a seed, drawn."""
         mask = allowed.mask
         if exclude_seen and user.seen:
             mask = mask.copy()
             mask[self._seen_rows(user, allowed)] = False
-        rows = self.popularity[mask[self.popularity]]
-        log_q = -np.log(np.arange(1, len(rows) + 1))
-        log_q -= np.log(np.exp(log_q).sum()) if len(rows) else 0.0
-        propensities: list[float | None] = [None] * min(k, len(rows))
-        if seed is not None:
-            noise = np.random.Generator(np.random.Philox(key=_key(seed, user.user_id)))
-            order = np.argsort(-(log_q + noise.gumbel(size=len(rows))), kind="stable")
-            rows, log_q = rows[order], log_q[order]
-            remaining = np.exp(log_q)[::-1].cumsum()[::-1]
-            propensities = (np.exp(log_q) / remaining)[:k].tolist()
+        if seed is None:
+            found = self._popularity.top(mask, k)
+        else:
+            found = self._popularity.draw(mask, k, _key(seed, user.user_id))
+        propensities: list[float | None] = [None] * len(found.rows)
+        if found.propensities is not None:
+            propensities = found.propensities.tolist()
+        columns = zip(found.rows.tolist(), found.log_shares.tolist(), propensities, strict=True)
         return [
-            Recommendation(self.codec.item_ids[row], float(score), position, propensity, "popularity")
-            for position, (row, score, propensity) in enumerate(
-                zip(rows[:k].tolist(), log_q[:k].tolist(), propensities, strict=True), start=1
-            )
+            Recommendation(self.codec.item_ids[row], score, position, propensity, "popularity")
+            for position, (row, score, propensity) in enumerate(columns, start=1)
         ]
-
-    def _popularity_rows(self, popularity: Sequence[str]) -> NDArray[np.int64]:
-        """Codec rows, most liked first; items that the list does not name follow in the codec's order."""
-        items = self.codec.items
-        named = np.array(
-            [items[item_id] for item_id in dict.fromkeys(popularity) if item_id in items], dtype=np.int64
-        )
-        others = np.ones(len(self.codec), dtype=bool)
-        others[named] = False
-        return np.concatenate([named, np.flatnonzero(others)])
 
 
 def write_policy(
@@ -366,12 +359,11 @@ def write_policy(
 
     def fill(staging: Path) -> None:
         if base is None:
-            model.save_pretrained(staging / "model")
-            tokenizer.save_pretrained(staging / "model")
+            save_full(model, tokenizer, staging / "model")
         else:
-            _save_adapter(model, staging / "adapter", base)
+            save_adapter(model, staging / "adapter", base)
         codec.save(staging / "codec")
-        (staging / POPULARITY).write_text(json.dumps(list(popularity), ensure_ascii=False), encoding="utf-8")
+        (staging / _POPULARITY).write_text(json.dumps(list(popularity), ensure_ascii=False), encoding="utf-8")
 
     def seal(files: Mapping[str, str]) -> Manifest:
         return Manifest(
@@ -404,60 +396,13 @@ def _codec_of(directory: Path, manifest: Manifest) -> ScidCodec:
     return codec
 
 
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadRequest(f"there is no device {name!r} here; use cpu, or install a torch for it") from error
-    return device
-
-
-def _model_and_tokenizer(
-    base_dir: Path, base: Base, device: torch.device, share: Policy | None
-) -> tuple[Any, Any]:
-    if share is not None and share.base == base and share.device == device:
-        return _twin(share.model), share.tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    plain = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(
-        base_dir / "model", use_safetensors=True, attn_implementation="sdpa", **plain
-    )
-    tokenizer = AutoTokenizer.from_pretrained(base_dir / "model", **plain)
-    return model.to(device), tokenizer
-
-
-def _twin(model: Any) -> Any:
-    """The plain base of a model as new modules around the same tensors, so that each may have its adapter."""
-    tensors = [*model.parameters(), *model.buffers()]
-    twin = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
-    return twin.unload() if hasattr(twin, "peft_config") else twin
-
-
-def _with_adapter(model: Any, directory: Path, trainable: bool) -> Any:
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable, local_files_only=True)
-
-
-def _save_adapter(model: Any, directory: Path, base: Base) -> None:
-    """As peft saves it, without its model card and without this machine's path of the base."""
-    model.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
-    config = directory / "adapter_config.json"
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    facts["base_model_name_or_path"] = f"../{base.version}/model"
-    config.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
-
-
 def _read_popularity(directory: Path) -> list[str]:
     try:
-        popularity = json.loads((directory / POPULARITY).read_text(encoding="utf-8"))
+        popularity = json.loads((directory / _POPULARITY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise PolicyRefused(
-            f"policy {directory}: {POPULARITY} cannot be read: {cause}; roll back to another policy"
+            f"policy {directory}: {_POPULARITY} cannot be read: {cause}; roll back to another policy"
         ) from error
     return [str(item_id) for item_id in popularity]
 

@@ -1,11 +1,12 @@
 """The prompt: a user's history as SCID tokens, and the tokens that answer it.
 
-``[BOS] <a_..><b_..><c_..> ... <recommend>`` holds the last 20 items of the history, oldest first; an answer is
-exactly the L tokens of one SCID, without an end token. SCID tokens are special tokens, so that free text which
-happens to contain "<a_12>" is encoded as plain text (``text_ids``) and can never be mistaken for an item.
+``[BOS] <a_..><b_..><c_..> ... <recommend>`` holds the last 20 items of the history, oldest first; an answer
+is exactly the L tokens of one SCID, without an end token. SCID tokens are special tokens, so that free text
+which happens to contain "<a_12>" is encoded as plain text (``text_ids``) and is never mistaken for an item.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,7 @@ class PromptTokens:
         self.pad: int = ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
         starts = np.cumsum([1, *codec.sizes])
         self.levels: tuple[NDArray[np.int64], ...] = tuple(
-            np.array(ids[start:end], dtype=np.int64)
-            for start, end in zip(starts[:-1], starts[1:], strict=True)
+            np.array(ids[start:end], dtype=np.int64) for start, end in pairwise(starts)
         )
         """For each level, code -> token id."""
         self._item_tokens = np.stack(
@@ -100,7 +100,7 @@ class PromptTokens:
 
 
 def prompt_ids(tokens: PromptTokens, history: Sequence[str]) -> list[int]:
-    """Token ids of the prompt for a history of item ids (oldest first); items without an SCID are left out."""
+    """Token ids of the prompt for a history of item ids, oldest first; items without an SCID are left out."""
     body = [token for item_id in tokens.known(history) for token in tokens.answer(item_id)]
     return [*tokens.begin, *body, tokens.recommend]
 

@@ -3,8 +3,8 @@
 ``trainer.tokenization`` fits these; this module loads them, applies them and writes them. Everything is plain
 arrays (JSON and safetensors, numpy arithmetic): nothing is unpickled and torch is not imported.
 
-The vector of an item is ``[text part | collaborative part]``. An item nobody has met has no collaborative part:
-it is predicted from the text by the linear ``bridge`` (zeros when there is none).
+The vector of an item is ``[text part | collaborative part]``. An item nobody has met has no collaborative
+part: it is predicted from the text by the linear ``bridge`` (zeros when there is none).
 
 A quantizer directory::
 
@@ -14,150 +14,40 @@ A quantizer directory::
     text.safetensors       idf [V], components [V, d] (tfidf-svd only)
 """
 
-import hashlib
 import json
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CodecError
+from .text import (
+    SentenceEncoder,
+    TextEncoder,
+    TfidfEncoder,
+    Vectors,
+    directory_hash,
+    load_text_encoder,
+    plain,
+    terms,
+)
 
-Vectors = NDArray[np.float32]
+__all__ = [
+    "Codes",
+    "ItemEncoder",
+    "Quantizer",
+    "SentenceEncoder",
+    "TextEncoder",
+    "TfidfEncoder",
+    "Vectors",
+    "directory_hash",
+    "distances",
+    "terms",
+]
+
 Codes = NDArray[np.int32]
-
-MAX_TEXT = 20_000
-"""Characters of an item's text that are read; the rest of a longer one adds nothing to its meaning."""
-
-
-class TextEncoder(Protocol):
-    """Text to vectors; frozen once saved."""
-
-    kind: str
-
-    @property
-    def width(self) -> int:
-        """Columns of what ``encode`` returns."""
-        ...
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """float32 [len(texts), width]."""
-        ...
-
-    def save(self, directory: Path) -> None:
-        """Write text.json (and text.safetensors) into ``directory``."""
-        ...
-
-
-@dataclass(frozen=True)
-class TfidfEncoder:
-    """TF-IDF projected on its leading singular vectors; equal to scikit-learn's with the same parameters.
-
-    ``tf = 1 + ln(count)``, times ``idf``, rows scaled to length 1, times ``components``, rows scaled to length 1.
-    A text without a known word is the zero vector.
-    """
-
-    vocabulary: Mapping[str, int]
-    """Word (or two words joined by a space when ``ngrams`` is 2) -> row of ``components``."""
-    idf: Vectors
-    """[V]"""
-    components: Vectors
-    """[V, width]"""
-    ngrams: int = 1
-    kind: str = field(default="tfidf-svd", init=False)
-
-    @property
-    def width(self) -> int:
-        """Columns of what ``encode`` returns."""
-        return int(self.components.shape[1])
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """float32 [len(texts), width], rows of length 1 (or 0)."""
-        out = np.zeros((len(texts), self.width), dtype=np.float32)
-        for row, text in enumerate(texts):
-            counts = Counter(
-                self.vocabulary[term] for term in terms(text, self.ngrams) if term in self.vocabulary
-            )
-            if not counts:
-                continue
-            index = np.fromiter(counts.keys(), dtype=np.int64)
-            weight = (1 + np.log(np.fromiter(counts.values(), dtype=np.float64))) * self.idf[index]
-            weight /= np.linalg.norm(weight)
-            out[row] = weight.astype(np.float32) @ self.components[index]
-        norms = np.linalg.norm(out, axis=1, keepdims=True)
-        np.divide(out, norms, out=out, where=norms > 0)
-        return out
-
-    def save(self, directory: Path) -> None:
-        """Write text.json and text.safetensors into ``directory``."""
-        from safetensors.numpy import save_file
-
-        directory.mkdir(parents=True, exist_ok=True)
-        words = sorted(self.vocabulary, key=self.vocabulary.__getitem__)
-        facts = {"kind": self.kind, "ngrams": self.ngrams, "vocabulary": words}
-        (directory / "text.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-        save_file(
-            {"idf": _f32(self.idf), "components": _f32(self.components)}, directory / "text.safetensors"
-        )
-
-
-@dataclass(frozen=True)
-class SentenceEncoder:
-    """A local sentence-transformers directory, named and fingerprinted, not copied.
-
-    The directory must be where it was when the codec was fitted, with the same bytes; ``encode`` refuses
-    anything else.
-    """
-
-    directory: Path
-    fingerprint: str
-    """sha256 over the directory's files."""
-    dimensions: int
-    kind: str = field(default="sentence", init=False)
-
-    @classmethod
-    def open(cls, directory: Path) -> "SentenceEncoder":
-        """Name a directory that holds a sentence-transformers model. Raises CodecError when it does not."""
-        model = _sentence_model(directory)
-        return cls(directory, directory_hash(directory), int(model.get_sentence_embedding_dimension()))
-
-    @property
-    def width(self) -> int:
-        """Columns of what ``encode`` returns."""
-        return self.dimensions
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """float32 [len(texts), width], rows of length 1."""
-        if not self.directory.is_dir():
-            raise CodecError(
-                f"the sentence encoder {self.directory} of this codec is gone; put it back to encode new items"
-            )
-        if directory_hash(self.directory) != self.fingerprint:
-            raise CodecError(
-                f"the sentence encoder {self.directory} changed since the codec was fitted; "
-                "restore it, or fit a new codec with `align3gr tokenize`"
-            )
-        model = _sentence_model(self.directory)
-        vectors = model.encode(
-            [text[:MAX_TEXT] for text in texts], normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(vectors, dtype=np.float32)
-
-    def save(self, directory: Path) -> None:
-        """Write text.json into ``directory``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "kind": self.kind,
-            "directory": str(self.directory),
-            "fingerprint": self.fingerprint,
-            "dimensions": self.dimensions,
-        }
-        (directory / "text.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -230,9 +120,9 @@ class Quantizer:
     def place(self, vectors: Vectors, sizes: Sequence[int], taken: Codes) -> Codes:
         """Codes for new items, each unique and none in ``taken`` ([m, L'] over ``sizes``).
 
-        The nearest prefix that has a free last code, then its nearest free code. A codec with a disambiguating
-        level more than the quantizer has takes the smallest free number there. Raises CodecError when every
-        SCID is taken.
+        The nearest prefix that has a free last code, then its nearest free code. A codec with a
+        disambiguating level more than the quantizer has takes the smallest free number there. Raises
+        CodecError when every SCID is taken.
         """
         used = {tuple(row) for row in taken.tolist()}
         out = np.empty((len(vectors), len(sizes)), dtype=np.int32)
@@ -250,12 +140,12 @@ class Quantizer:
         from safetensors.numpy import save_file
 
         directory.mkdir(parents=True, exist_ok=True)
-        tensors = {"mean": _f32(self.mean), "scale": _f32(self.scale)}
-        tensors |= {f"codebook.{i}": _f32(book) for i, book in enumerate(self.codebooks)}
-        tensors |= {f"weight.{i}": _f32(weight) for i, weight in enumerate(self.weights)}
-        tensors |= {f"bias.{i}": _f32(bias) for i, bias in enumerate(self.biases)}
+        tensors = {"mean": plain(self.mean), "scale": plain(self.scale)}
+        tensors |= {f"codebook.{i}": plain(book) for i, book in enumerate(self.codebooks)}
+        tensors |= {f"weight.{i}": plain(weight) for i, weight in enumerate(self.weights)}
+        tensors |= {f"bias.{i}": plain(bias) for i, bias in enumerate(self.biases)}
         if self.bridge is not None:
-            tensors["bridge"] = _f32(self.bridge)
+            tensors["bridge"] = plain(self.bridge)
         facts = {"kind": self.kind, "sizes": self.sizes, "text_width": self.text_width}
         (directory / "quantizer.json").write_text(json.dumps(facts), encoding="utf-8")
         save_file(tensors, directory / "quantizer.safetensors")
@@ -287,7 +177,7 @@ class ItemEncoder:
     def load(cls, directory: Path) -> "ItemEncoder":
         """Raises CodecError when a file is missing or unreadable."""
         try:
-            return cls(_load_text(directory), _load_quantizer(directory))
+            return cls(load_text_encoder(directory), _load_quantizer(directory))
         except (OSError, KeyError, ValueError) as error:
             cause = " ".join(str(error).split())
             raise CodecError(
@@ -295,28 +185,10 @@ class ItemEncoder:
             ) from error
 
 
-def terms(text: str, ngrams: int = 1) -> list[str]:
-    """Lower-case words of two or more letters or digits; with ``ngrams`` 2 also each pair of neighbours."""
-    words = re.findall(r"\b\w\w+\b", text[:MAX_TEXT].lower())
-    if ngrams < 2:
-        return words
-    return words + [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)]
-
-
 def distances(residual: Vectors, book: Vectors) -> Vectors:
     """[n, z], [K, z] -> [n, K] squared distances up to a term that is the same for a row."""
     squares = (book * book).sum(axis=1)
     return np.asarray(squares - 2 * (residual @ book.T), dtype=np.float32)
-
-
-def directory_hash(directory: Path) -> str:
-    """sha256 over the names and bytes of the files below ``directory``, sorted by name."""
-    digest = hashlib.sha256()
-    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with file.open("rb") as handle:
-            inner = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(directory).as_posix()}\0{inner}\n".encode())
-    return digest.hexdigest()
 
 
 def _nearest_free(
@@ -346,19 +218,6 @@ def _nearest_free(
     return descend((), latent)
 
 
-def _load_text(directory: Path) -> TextEncoder:
-    from safetensors.numpy import load_file
-
-    facts = json.loads((directory / "text.json").read_text(encoding="utf-8"))
-    if facts["kind"] == "sentence":
-        return SentenceEncoder(Path(facts["directory"]), facts["fingerprint"], facts["dimensions"])
-    if facts["kind"] != "tfidf-svd":
-        raise CodecError(f"text encoder {facts['kind']!r} is unknown here; update align3gr")
-    tensors = load_file(directory / "text.safetensors")
-    vocabulary = {word: row for row, word in enumerate(facts["vocabulary"])}
-    return TfidfEncoder(vocabulary, tensors["idf"], tensors["components"], facts["ngrams"])
-
-
 def _load_quantizer(directory: Path) -> Quantizer:
     from safetensors.numpy import load_file
 
@@ -379,21 +238,3 @@ def _load_quantizer(directory: Path) -> Quantizer:
         bridge=tensors.get("bridge"),
         kind=facts["kind"],
     )
-
-
-def _sentence_model(directory: Path) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise CodecError(
-            "this codec needs sentence-transformers; install it with `pip install 'align3gr[text]'`"
-        ) from error
-    try:
-        return SentenceTransformer(str(directory), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
-        raise CodecError(f"{directory} is no sentence-transformers directory: {cause}") from error
-
-
-def _f32(array: Vectors) -> Vectors:
-    return np.ascontiguousarray(array, dtype=np.float32)

@@ -3,13 +3,13 @@
 A prompt and all its answers are one packed sequence under a tree mask ``[prompt, padded on the left to P |
 answer 1 | ... | answer R]``: an answer's tokens see the prompt and their own predecessors, and their position
 ids continue the prompt's, so every answer is computed exactly as if it stood behind the prompt alone. An
-answer's last token is never fed (nothing is predicted from it): a slot has L - 1 tokens, and the first token of
-every answer is read off the prompt's last.
+answer's last token is never fed (nothing is predicted from it): a slot has L - 1 tokens, and the first token
+of every answer is read off the prompt's last.
 
-**The one definition of log pi**, here and in decoding: ``log pi(y|x) = sum_l log softmax(logits_l)[y_l]`` over
-the full vocabulary, not renormalised over valid SCIDs. Training, reference scoring, distillation and evaluation
-all go through this module (14.8x faster than a sequence an answer, with the same gradients: measured for 8
-prompts of 120 tokens and 21 answers of 4).
+**The one definition of log pi**, here and in decoding: ``log pi(y|x) = sum_l log softmax(logits_l)[y_l]``
+over the full vocabulary, not renormalised over valid SCIDs. Training, reference scoring, distillation and
+evaluation all go through this module (14.8x faster than a sequence an answer, with the same gradients:
+measured for 8 prompts of 120 tokens and 21 answers of 4).
 """
 
 from collections.abc import Sequence
@@ -43,8 +43,10 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
-        return replace(self, **tensors)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)
+        }
+        return replace(self, **moved)
 
 
 def pack(
@@ -110,7 +112,7 @@ def token_log_probs(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def answer_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
-    """Logits [B, 1 + R (L - 1), V] at the positions that predict: the prompt's last, then every slot's tokens."""
+    """Logits [B, 1 + R (L - 1), V] at the positions that predict: the prompt's last, then every slot's."""
     mask = attention_argument(model, batch.allowed, batch.position_ids, batch.position_ids)
     output = model(
         input_ids=batch.input_ids,
@@ -124,7 +126,7 @@ def answer_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
 
 
 def tree_mask(lengths: torch.Tensor, width: int, rows: int, slot: int) -> torch.Tensor:
-    """bool [B, T, T], T = width + rows * slot, for prompts of ``lengths`` [B] padded on the left to ``width``.
+    """bool [B, T, T], T = width + rows * slot, for prompts of ``lengths`` [B] padded left to ``width``.
 
     A prompt token sees its prompt's earlier tokens; an answer token the whole prompt and its own answer's
     earlier tokens; everything sees itself (padding sees nothing else, and nothing sees padding).

@@ -2,9 +2,9 @@
 
 Sorted by code, the items below any node are one contiguous range of leaves, and the children of any node are
 one contiguous range of the next level's nodes. So a level is three arrays (first child, code, first leaf)
-whatever the codebooks' sizes: a million items take 20 MB, where a dense ``next[node, code]`` of the last level
-takes 65,536 x 256 x 4 bytes = 67 MB, and 1 GB with a disambiguating fourth level. And counting a node's items,
-also without some that are left out, is a difference of two prefix sums.
+whatever the codebooks' sizes: a million items take 20 MB, where a dense ``next[node, code]`` of the last
+level takes 65,536 x 256 x 4 bytes = 67 MB, and 1 GB with a disambiguating fourth level. And counting a node's
+items, also without some that are left out, is a difference of two prefix sums.
 """
 
 from collections.abc import Collection, Sequence
@@ -84,7 +84,7 @@ class ScidTrie:
         return [int(code) for code in self.levels[len(prefix)].code[self._children(len(prefix), node)]]
 
     def alive(self, eligible: NDArray[np.bool_] | None) -> Index:
-        """[n_items + 1] prefix sums over leaves of the eligible items (``eligible`` [n_items] by codec row)."""
+        """[n_items + 1] prefix sums over leaves of eligible items; ``eligible`` [n_items] is by codec row."""
         ones = (
             np.ones(len(self.item_of_leaf), dtype=bool) if eligible is None else eligible[self.item_of_leaf]
         )

@@ -11,7 +11,7 @@ from policies.directory import base_of
 from policies.policy import write_policy
 from policies.prompt import extend_tokenizer
 
-WORDS = "a red blue old new lamp chair song film book of the and light night game cup shoe".split()
+WORDS = "a red blue old new lamp chair song film book of the and light night game cup shoe"
 
 
 def item_ids(count: int) -> list[str]:
@@ -43,7 +43,7 @@ def tiny_tokenizer(codec: ScidCodec) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([" ".join(WORDS)], trainer)
+    raw.train_from_iterator([WORDS], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
@@ -117,7 +117,7 @@ def write_tiny_policy(
 
 
 def write_tiny_adapter(directory: Path, base: Path, *, version: str = "v2", seed: int = 1) -> Path:
-    """An adapter policy with a random (not zero) LoRA on the full policy at ``base``; returns ``directory``."""
+    """An adapter policy with a random (not zero) LoRA on the policy at ``base``; returns ``directory``."""
     import torch
     from peft import LoraConfig, get_peft_model
 
