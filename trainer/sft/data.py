@@ -68,6 +68,19 @@ class Branches:
     users: IntArray
     """[B] index of the history each row comes from."""
 
+    @property
+    def samples(self) -> int:
+        """Answers in the batch."""
+        return int((self.answers >= 0).sum())
+
+    def split(self, samples: int) -> "list[Branches]":
+        """The same rows in parts of about ``samples`` answers (at least one row each), in order."""
+        filled = np.cumsum((self.answers >= 0).sum(axis=1))
+        cuts = np.flatnonzero(np.diff((filled - 1) // samples)) + 1
+        columns = (self.prefix, self.visible, self.answers, self.position, self.users)
+        parts = zip(*(np.split(column, cuts) for column in columns), strict=True)
+        return [Branches(*part) for part in parts]
+
 
 @dataclass(frozen=True)
 class TreeBatch:
@@ -77,10 +90,12 @@ class TreeBatch:
     """int64 [B, T]."""
     position_ids: Tensor
     """int64 [B, T]."""
-    attention_mask: Tensor
-    """bool [B, 1, T, T], True where the query (row) may see the key (column)."""
+    allowed: Tensor
+    """bool [B, T, T], True where the query (row) may see the key (column)."""
+    tail: int
+    """maxb L: the last columns, where all branches are."""
     scored: Tensor
-    """int64 [N, L]: places in the flattened [B T] whose next token is the answer's code of each level."""
+    """int64 [N, L]: places in the flattened [B tail] whose next token is the answer's code of each level."""
     targets: Tensor
     """int64 [N, L]: token ids of the answers."""
 
@@ -89,7 +104,8 @@ class TreeBatch:
         return TreeBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
-            self.attention_mask.to(device),
+            self.allowed.to(device),
+            self.tail,
             self.scored.to(device),
             self.targets.to(device),
         )
@@ -197,19 +213,20 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     position[:, prefix_width:] = (seen[..., None] + np.arange(levels)).reshape(rows, -1)
 
     real = branches.answers >= 0
-    base = np.arange(rows)[:, None] * width + prefix_width + np.arange(most) * levels
+    base = np.arange(rows)[:, None] * branch_width + np.arange(most) * levels
     scored = base[real][:, None] + np.arange(levels)
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(position),
         _tree_mask(torch.from_numpy(limit), prefix_width, levels, most),
+        branch_width,
         torch.from_numpy(scored),
         torch.from_numpy(answers[real]),
     )
 
 
 def _tree_mask(limit: Tensor, prefix_width: int, levels: int, most: int) -> Tensor:
-    """bool [B, 1, T, T]: prefix keys below the query's limit; branch keys of the same branch, not later."""
+    """bool [B, T, T]: prefix keys below the query's limit; branch keys of the same branch, not later."""
     rows, width = limit.shape
     mask = torch.zeros(rows, width, width, dtype=torch.bool)
     mask[:, :, :prefix_width] = torch.arange(prefix_width) < limit[:, :, None]
@@ -217,4 +234,4 @@ def _tree_mask(limit: Tensor, prefix_width: int, levels: int, most: int) -> Tens
     order = torch.arange(most * levels)
     own = (branch[:, None] == branch[None, :]) & (order[None, :] <= order[:, None])
     mask[:, prefix_width:, prefix_width:] = own
-    return mask[:, None]
+    return mask

@@ -1,0 +1,168 @@
+"""The base policy: a codec and training histories in, a policy directory out."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from policies.codec import ScidCodec
+from policies.policy import write_policy
+from policies.prompt import HISTORY, PromptTokens
+from trainer.errors import CannotTrain
+from trainer.settings import SftSettings
+
+from .data import TokenMap, Window, windows_of
+from .presets import open_backbone
+from .training import Progress, train_next_item
+
+
+@dataclass(frozen=True)
+class SftReport:
+    """What SFT gave, for people and for lineage."""
+
+    backbone: str
+    parameters: int
+    users: int
+    """Histories with at least two items the codec knows."""
+    samples: int
+    """Samples (targets) an epoch."""
+    steps: int
+    losses: list[float]
+    """Mean loss of each epoch, nats a code; the target's entropy is in it where a teacher is used."""
+    tokens_per_s: float
+    resumed_at: int
+    unknown_items: int
+    """Items of the histories that the codec does not know; they were left out."""
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def train_sft(
+    codec_dir: Path,
+    histories: Sequence[Sequence[str]],
+    settings: SftSettings,
+    out: Path,
+    *,
+    texts: Iterable[str] = (),
+    popularity: Sequence[str] | None = None,
+    version: str = "base",
+    lineage: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> SftReport:
+    """Train the base policy on next-item prediction and write the policy directory ``out`` (kind "full").
+
+    ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
+    of a preset. ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
+    ``checkpoint``: directory for the state of an interrupted run; a call with the same input continues it and
+    ends with the weights of an uninterrupted one. Same input and seed: same weights (CPU, same threads).
+
+    Raises CannotTrain when no history has two known items or the backbone cannot be used, PolicyRefused for a
+    codec that cannot be read or an ``out`` that exists.
+    """
+    started = time.perf_counter()
+    codec = ScidCodec.load(codec_dir)
+    indexed = index_histories(codec, histories)
+    windows = windows_of(indexed, max_history=HISTORY)
+    if not windows:
+        raise CannotTrain(
+            f"none of {len(histories)} histories has two items with an SCID; ingest feedback first, "
+            "or fit the codec to this catalogue with `align3gr tokenize`"
+        )
+    texts = list(texts)
+    backbone = open_backbone(
+        settings.backbone, codec, texts, text_vocabulary=settings.text_vocabulary, seed=settings.seed
+    )
+    tokens = token_map(PromptTokens(backbone.tokenizer, codec))
+    rate = settings.learning_rate or backbone.learning_rate
+    trained = train_next_item(
+        backbone.model,
+        windows,
+        tokens,
+        settings,
+        learning_rate=rate,
+        device=device,
+        checkpoint=checkpoint,
+        run_key=run_key(codec, indexed, settings, texts),
+        progress=progress,
+    )
+    report = SftReport(
+        backbone=backbone.name,
+        parameters=sum(p.numel() for p in backbone.model.parameters()),
+        users=len({window.user for window in windows}),
+        samples=trained.samples,
+        steps=trained.steps,
+        losses=trained.losses,
+        tokens_per_s=trained.tokens / max(trained.seconds, 1e-9),
+        resumed_at=trained.resumed_at,
+        unknown_items=sum(map(len, histories)) - sum(map(len, indexed)),
+        seconds=time.perf_counter() - started,
+    )
+    facts = {"settings": {"sft": settings.model_dump(mode="json")}, "metrics": {"sft": report.as_dict()}}
+    write_policy(
+        out,
+        version=version,
+        model=backbone.model,
+        tokenizer=backbone.tokenizer,
+        codec=codec,
+        popularity=by_popularity(histories) if popularity is None else popularity,
+        lineage=merged(facts, lineage or {}),
+    )
+    return report
+
+
+def index_histories(codec: ScidCodec, histories: Sequence[Sequence[str]]) -> list[np.ndarray[Any, Any]]:
+    """Codec rows of each history's known items, int64, order kept."""
+    rows = codec.items
+    return [
+        np.array([rows[item] for item in history if item in rows], dtype=np.int64) for history in histories
+    ]
+
+
+def token_map(tokens: PromptTokens) -> TokenMap:
+    """The token ids that samples are made of."""
+    codes = tokens.codec.codes
+    items = np.stack([level[codes[:, i]] for i, level in enumerate(tokens.levels)], axis=1)
+    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad)
+
+
+def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
+    """Item ids by number of occurrences, most first; ties alphabetical."""
+    counts = Counter(item for history in histories for item in history)
+    return sorted(counts, key=lambda item: (-counts[item], item))
+
+
+def run_key(
+    codec: ScidCodec, indexed: Sequence[np.ndarray[Any, Any]], settings: SftSettings, texts: Sequence[str]
+) -> str:
+    """Names a training by all that determines it; a checkpoint of another training is not continued."""
+    digest = hashlib.sha256(codec.quantizer_hash.encode() + codec.item_map_hash.encode())
+    kept = settings.model_dump(mode="json", exclude={"checkpoint_every"})
+    digest.update(json.dumps(kept, sort_keys=True).encode())
+    for history in indexed:
+        digest.update(len(history).to_bytes(8, "little") + history.tobytes())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def merged(facts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """``more`` over ``facts``; mappings under the same key are merged."""
+    out = dict(facts)
+    for key, value in more.items():
+        mine = out.get(key)
+        out[key] = {**mine, **value} if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+__all__ = ["SftReport", "Window", "by_popularity", "index_histories", "run_key", "token_map", "train_sft"]

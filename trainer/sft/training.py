@@ -1,0 +1,248 @@
+"""The training loop of the base policy: AdamW, warm-up and cosine, batches and dropped items by seed.
+
+Nothing random is carried from step to step: batches and dropped items are functions of (seed, epoch, batch),
+so a resumed run needs the weights, the optimizer's state and one number, and goes on exactly (CPU).
+"""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from policies.attention import attention_argument
+from trainer.settings import SftSettings
+
+from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the training stands, for progress and curves."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float
+    """Mean over samples and levels, in nats."""
+    learning_rate: float
+    tokens_per_s: float
+
+
+Progress = Callable[[Step], None]
+Targets = Callable[[Sequence[Window], Any, np.random.Generator], Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training gave."""
+
+    steps: int
+    losses: list[float]
+    """Mean loss of each epoch, in nats a code."""
+    samples: int
+    """Samples an epoch."""
+    tokens: int
+    """Tokens read, padding included, since the start or the last resume."""
+    seconds: float
+    resumed_at: int
+    """Step at which this process took over; 0 for an uninterrupted run."""
+
+
+def train_next_item(
+    model: Any,
+    windows: Sequence[Window],
+    tokens: TokenMap,
+    settings: SftSettings,
+    *,
+    learning_rate: float,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    run_key: str = "",
+    progress: Progress | None = None,
+) -> Trained:
+    """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
+
+    With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
+    run that finds the state of an interrupted one with the same ``run_key`` continues it.
+    """
+    batches = [
+        batches_of(windows, targets=settings.samples_per_step, seed=settings.seed, epoch=epoch)
+        for epoch in range(settings.epochs)
+    ]
+    steps = sum(len(epoch) for epoch in batches)
+    model.to(device).train()
+    optimizer = adamw(model, learning_rate, settings.weight_decay, device)
+    state = _resume(checkpoint, run_key, model, optimizer, device)
+    cast = autocast_type(settings.precision, device)
+    started, read, resumed_at = time.perf_counter(), 0, state.step
+
+    step = 0
+    for epoch, epoch_batches in enumerate(batches):
+        for number, batch in enumerate(epoch_batches):
+            step += 1
+            if step <= state.step:
+                continue
+            rate = learning_rate * schedule(step - 1, steps, settings.warm_up)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rng = np.random.default_rng([settings.seed, epoch, number, 2])
+            chosen = [windows[i] for i in batch]
+            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            read += used
+            state = state.after(step, epoch, loss, sum(len(w.items) - w.first for w in chosen))
+            if progress is not None:
+                speed = read / max(time.perf_counter() - started, 1e-9)
+                progress(Step(step, steps, epoch + (number + 1) / len(epoch_batches), loss, rate, speed))
+            at_end = number + 1 == len(epoch_batches)
+            due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
+            if checkpoint is not None and due:
+                _save(checkpoint, run_key, model, optimizer, state)
+    model.to("cpu").eval()
+    samples = sum(len(window.items) - window.first for window in windows)
+    return Trained(steps, state.epoch_means(), samples, read, time.perf_counter() - started, resumed_at)
+
+
+def accumulate(
+    model: Any,
+    windows: Sequence[Window],
+    tokens: TokenMap,
+    settings: SftSettings,
+    rng: np.random.Generator,
+    device: str,
+    cast: torch.dtype | None,
+) -> tuple[float, int]:
+    """Add the gradient of the mean loss over all targets of ``windows``: (loss, tokens read).
+
+    Split into parts of about ``micro_samples`` targets; their sum is the gradient of the whole.
+    """
+    total = sum(len(window.items) - window.first for window in windows)
+    # Dropped items are drawn once for the whole step, so that the split changes nothing.
+    branches = branches_of(windows, drop=settings.drop_items, rng=rng)
+    loss_sum, read = 0.0, 0
+    for part in branches.split(settings.micro_samples or total):
+        batch = tree_batch(part, tokens).to(device)
+        with torch.autocast(device.split(":")[0], dtype=cast or torch.bfloat16, enabled=cast is not None):
+            logits = sample_logits(model, batch)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="sum")
+        loss = loss / (total * tokens.levels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        loss_sum += float(loss.detach())
+        read += batch.tokens
+    return loss_sum, read
+
+
+def sample_logits(model: Any, batch: TreeBatch) -> Tensor:
+    """Logits [N, L, V] of every sample's codes, each given the codes before it."""
+    mask = attention_argument(model, batch.allowed, batch.position_ids, batch.position_ids)
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        logits_to_keep=batch.tail,
+    )
+    logits: Tensor = output.logits
+    return logits.flatten(0, 1)[batch.scored]
+
+
+def schedule(step: int, steps: int, warm_up: float) -> float:
+    """Learning rate as a share of its peak: a linear rise, then a half cosine to 0 at ``steps``."""
+    rise = max(int(warm_up * steps), 1)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1)))
+
+
+def adamw(model: Any, rate: float, decay: float, device: str) -> torch.optim.AdamW:
+    """AdamW, fused; matrices decay, norms and biases do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=rate, betas=(0.9, 0.98), fused=device.split(":")[0] in ("cpu", "cuda")
+    )
+
+
+def autocast_type(precision: str, device: str) -> torch.dtype | None:
+    """The autocast type, or None for plain float32; ``auto`` asks whether the device has bfloat16 units."""
+    if precision == "float32":
+        return None
+    if precision == "bfloat16":
+        return torch.bfloat16
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    return None
+
+
+@dataclass(frozen=True)
+class _State:
+    """What besides weights and optimizer a checkpoint holds."""
+
+    step: int = 0
+    sums: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()
+
+    def after(self, step: int, epoch: int, loss: float, samples: int) -> "_State":
+        sums, counts = list(self.sums), list(self.counts)
+        while len(sums) <= epoch:
+            sums.append(0.0)
+            counts.append(0)
+        sums[epoch] += loss * samples
+        counts[epoch] += samples
+        return _State(step, tuple(sums), tuple(counts))
+
+    def epoch_means(self) -> list[float]:
+        return [total / count for total, count in zip(self.sums, self.counts, strict=True) if count]
+
+
+def _save(directory: Path, run_key: str, model: Any, optimizer: torch.optim.Optimizer, state: _State) -> None:
+    """Write beside, then swap: a kill leaves the old checkpoint or the new one."""
+    staging, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, staging / "state.pt")
+    facts = {"run": run_key, "step": state.step, "sums": state.sums, "counts": state.counts}
+    (staging / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    staging.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _resume(
+    directory: Path | None, run_key: str, model: Any, optimizer: torch.optim.Optimizer, device: str
+) -> _State:
+    if directory is None:
+        return _State()
+    old = directory.with_name(directory.name + ".old")
+    if not directory.exists() and old.exists():
+        old.rename(directory)  # killed between the two renames of _save
+    if not (directory / "state.json").is_file():
+        return _State()
+    facts = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    if facts["run"] != run_key:
+        log.warning("checkpoint=%s belongs_to_another_run=true action=start_over", directory)
+        return _State()
+    saved = torch.load(directory / "state.pt", map_location=device, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    log.info("checkpoint=%s resumed_at_step=%d", directory, facts["step"])
+    return _State(facts["step"], tuple(facts["sums"]), tuple(facts["counts"]))
