@@ -127,7 +127,7 @@ class InteractionBatch:
             "event_id": [event.event_id for event in events],
             "user_id": [event.user_id for event in events],
             "item_id": [event.item_id for event in events],
-            "kind": [event.kind.value for event in events],
+            "kind": [event.kind for event in events],
             "occurred_at": [event.occurred_at for event in events],
             "level": [level_of(event, rules) for event in events],
             "rules": _constant(rules.hash, n, pa.string()),

@@ -46,7 +46,9 @@ class Kind(StrEnum):
     COMMENT = "comment"
 
 
-class Interaction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Interaction(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, gc=False
+):
     """One thing one user did with (or was shown of) one item.
 
     Ids have 1 to 256 characters and no control characters. ``occurred_at`` carries its zone.
@@ -107,12 +109,12 @@ def decode_until(
         raise InvalidInteraction("oversized", f"{len(raw)} bytes, at most {max_bytes} are accepted")
     try:
         event = _decode(raw)
+        if event.extra or event.schema_version != SCHEMA_VERSION:
+            event = _decode_slowly(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         event = _decode_slowly(raw)
-    if event.extra or event.schema_version != SCHEMA_VERSION:
-        event = _decode_slowly(raw)
     # A control character needs an escape in JSON, or is DEL, or one of U+0080..U+009F.
-    if b"\\" in raw or b"\x7f" in raw or not raw.isascii():
+    if _BACKSLASH in raw or _DEL in raw or not raw.isascii():
         _check_ids(event)
     if not earliest <= event.occurred_at <= latest:
         raise InvalidInteraction(
@@ -176,12 +178,14 @@ _FIELD_WORDS = {
     "schema_version": "Version of this schema that the producer wrote.",
 }
 
-_FIELDS = frozenset({*(Interaction.__struct_encode_fields__), *Interaction.__struct_fields__}) - {"extra"}
+_FIELDS = frozenset(Interaction.__struct_encode_fields__) - {_EXTRA}
 _REQUIRED = ("event_id", "user_id", "item_id", "kind", "occurred_at")
 _KINDS = frozenset(Kind)
 _ID_FIELDS = ("event_id", "user_id", "item_id", "request_id", "policy_version", "source")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _VERSION = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})")
+
+_BACKSLASH, _DEL = 0x5C, 0x7F  # `int in bytes` is one memchr
 
 _decode = msgspec.json.Decoder(Interaction).decode
 _decode_any = msgspec.json.Decoder().decode
@@ -192,6 +196,8 @@ def _decode_slowly(raw: bytes) -> Interaction:
     """Decode an event with unknown fields or another minor version, or find the words for what is wrong."""
     try:
         wire = _decode_any(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidInteraction("bad_field", _one_line(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidInteraction("bad_json", _one_line(error)) from None
     if not isinstance(wire, dict):
@@ -202,10 +208,10 @@ def _decode_slowly(raw: bytes) -> Interaction:
             raise InvalidInteraction("missing_field", f"{name} is required")
     if isinstance(wire["kind"], str) and wire["kind"] not in _KINDS:
         raise InvalidInteraction("unknown_kind", f"kind {wire['kind'][:64]!r} is none of {', '.join(Kind)}")
-    known = {name: value for name, value in wire.items() if name in _FIELDS and name != _EXTRA}
-    known[_EXTRA] = {name: value for name, value in wire.items() if name not in known}
+    known = {name: value for name, value in wire.items() if name in _FIELDS}
+    known[_EXTRA] = {name: value for name, value in wire.items() if name not in _FIELDS}
     try:
-        # str_keys and strict as for JSON: dates are strings, integers are fine where floats are asked for.
+        # No builtin types beside JSON's own: a date must still be a string that is converted.
         return msgspec.convert(known, Interaction, builtin_types=())
     except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidInteraction("bad_field", _one_line(error)) from None

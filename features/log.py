@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from .errors import BadInput, FeaturesError
 from .transactions import TransactionReader
@@ -59,8 +60,16 @@ class LogConflict(FeaturesError):  # noqa: N818 - reads as what it is
     """The table holds something else than this handle last read: drop the batch, reopen, read, seek."""
 
 
+class LogUnwritable(FeaturesError):  # noqa: N818
+    """The store refused the write (disk full, no rights, object store away); the table is as it was."""
+
+
 class LogMissing(FeaturesError, BadInput):  # noqa: N818
     """There is no feedback log where one was expected."""
+
+
+class LogMismatch(FeaturesError, BadInput):  # noqa: N818
+    """The table at this place is not a feedback log that this version can read."""
 
 
 def offsets_app(cluster: str, topic: str, partition: int) -> str:
@@ -94,7 +103,8 @@ class LogSnapshot:
 class FeedbackLog:
     """One handle on the log. Not shared between threads; open one each."""
 
-    def __init__(self, table: DeltaTable, storage_options: dict[str, str] | None = None) -> None:
+    def __init__(self, uri: str, table: DeltaTable, storage_options: dict[str, str] | None = None) -> None:
+        self._uri = uri
         self._table = table
         self._storage_options = storage_options
         self._claimed: dict[str, int | None] = {}
@@ -111,9 +121,10 @@ class FeedbackLog:
     ) -> "FeedbackLog":
         """Open the log at ``path`` (a folder or an object store's URI), made when missing and ``create``.
 
-        Raises LogMissing when it is missing and ``create`` is false.
+        Raises LogMissing when it is missing and ``create`` is false, LogMismatch when a table is there whose
+        columns are not the log's.
         """
-        uri = str(path)
+        uri = str(path) if "://" in str(path) else str(Path(path).absolute())
         try:
             table = DeltaTable(uri, storage_options=storage_options)
         except TableNotFoundError:
@@ -140,7 +151,8 @@ class FeedbackLog:
                 },
             )
             table = DeltaTable(uri, storage_options=storage_options)
-        return cls(table, storage_options)
+        _require_columns(uri, table)
+        return cls(uri, table, storage_options)
 
     @property
     def version(self) -> int:
@@ -149,8 +161,8 @@ class FeedbackLog:
 
     @property
     def uri(self) -> str:
-        """Where the log lives."""
-        return self._table.table_uri
+        """Where the log lives: an absolute path, or the object store's URI."""
+        return self._uri
 
     @property
     def table(self) -> DeltaTable:
@@ -175,7 +187,8 @@ class FeedbackLog:
         """Commit ``table`` (LOG_SCHEMA; may be empty) and ``transactions`` as one; returns the new version.
 
         Raises LogConflict, and writes nothing, when one of the app ids was not read through this handle, has
-        been moved by somebody else since, or would move backwards.
+        been moved by somebody else since, or would move backwards. Raises LogUnwritable when the store cannot
+        take it. After either, every transaction version must be read again, from a refreshed handle.
         """
         if table.schema != LOG_SCHEMA:
             table = table.select(LOG_SCHEMA.names).cast(LOG_SCHEMA)
@@ -193,8 +206,13 @@ class FeedbackLog:
                 ),
             )
         except CommitFailedError as error:
-            raise LogConflict(
-                f"another writer was first ({' '.join(str(error).split())}); reopen the log"
+            self._claimed.clear()
+            raise LogConflict(f"another writer was first ({_one_line(error)}); reopen the log") from error
+        except (DeltaError, OSError) as error:
+            self._claimed.clear()
+            raise LogUnwritable(
+                f"the feedback log at {self.uri} cannot be written ({_one_line(error)}); "
+                "check the disk's space and rights, then start again: nothing was lost"
             ) from error
         self._claimed.update(transactions)
         return self.version
@@ -212,7 +230,7 @@ class FeedbackLog:
             table.load_as_version(version)
         return LogSnapshot(
             version=table.version(),
-            files=sorted(table.file_uris()),
+            files=sorted(map(_plain, table.file_uris())),
             watermark=watermark_of(self._transactions.at(table)),
             schema=LOG_SCHEMA,
             storage_options=self._storage_options,
@@ -228,6 +246,26 @@ class FeedbackLog:
             raise LogConflict(f"{app_id} is at {tables}, this writer last saw {mine}; reopen the log")
         if tables is not None and wanted < tables:
             raise LogConflict(f"{app_id} would move backwards from {tables} to {wanted}; reopen the log")
+
+
+def _require_columns(uri: str, table: DeltaTable) -> None:
+    """A table with more columns (of a later minor version) is fine; one that lacks ours is not."""
+    columns = {field.name for field in table.schema().fields}
+    lacking = [name for name in LOG_SCHEMA.names if name not in columns]
+    if lacking:
+        raise LogMismatch(
+            f"the table at {uri} has no column {lacking[0]}: it is not a feedback log of this version; "
+            "name another home, or upgrade align3gr"
+        )
+
+
+def _plain(file: str) -> str:
+    """Delta hands out percent-encoded names; a local path must be the one on the disk."""
+    return file if "://" in file else unquote(file)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def watermark_of(transactions: Mapping[str, int]) -> datetime | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Literal
 
-import duckdb
 import pyarrow as pa
 
 Role = Literal["gate", "stop", "train"]
@@ -32,17 +31,6 @@ def roles_table(user_ids: Iterable[str], gate_share: float, stop_share: float) -
     users = sorted(set(user_ids))
     roles = [role_of(user, gate_share, stop_share) for user in users]
     return pa.table({"user_id": pa.array(users, pa.string()), "role": pa.array(roles, pa.string())})
-
-
-def register_roles(con: duckdb.DuckDBPyConnection, gate_share: float, stop_share: float) -> None:
-    """Make ``role_of(user_id)`` callable in SQL on this connection.."""
-    _bounds(gate_share, stop_share)
-    con.create_function(
-        "role_of",
-        lambda user_id: role_of(user_id, gate_share, stop_share),
-        [con.type("VARCHAR")],
-        con.type("VARCHAR"),
-    )
 
 
 def _bounds(gate_share: float, stop_share: float) -> tuple[int, int]:
