@@ -23,7 +23,7 @@ class BrokerFailed(IngestError):  # noqa: N818 - reads as what it is
     """A broker that we were to start did not come up."""
 
 
-class PortTaken(BrokerFailed, BadInput):  # noqa: N818 - reads as what it is
+class PortTaken(BrokerFailed, BadInput):
     """Something else listens on the port that the broker was to use."""
 
 
@@ -33,3 +33,12 @@ class OffsetsLost(IngestError):  # noqa: N818 - reads as what it is
 
 class LogUnwritable(IngestError):  # noqa: N818 - reads as what it is
     """The feedback log refused an append for a reason that a fresh handle does not cure (a full disk)."""
+
+    def __init__(self, message: str, *, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
+        """Trying again is useless before a person has done something."""
+
+
+class DeadLettersRefused(IngestError):  # noqa: N818 - reads as what it is
+    """A dead letter was not acknowledged, so its record's offset must not move."""

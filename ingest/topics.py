@@ -6,7 +6,7 @@ the embedded broker's ListOffsets is short by all but the first record of the la
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,9 +36,10 @@ class TopicIdentity:
     topic_id: str
     partitions: tuple[int, ...]
 
-    def app_id(self, partition: int) -> str:
-        """Name under which the Delta log keeps the last landed offset of ``partition``."""
-        return f"{self.cluster}/{self.topic}@{self.topic_id}/{partition}"
+    @property
+    def life(self) -> str:
+        """Cluster and topic id in one: what the log's app ids begin with. No slash in it."""
+        return f"{self.cluster}@{self.topic_id}".replace("/", "-")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,28 @@ def reach(settings: KafkaSettings, topic: str | None = None, *, timeout_s: float
         fetch_max_wait_ms=50,
     ) as consumer:  # fmt: skip
         return reach_of(consumer, [TopicPartition(identity.topic, p) for p in identity.partitions], timeout_s)
+
+
+def read_all(settings: KafkaSettings, topic: str, *, timeout_s: float = 60.0) -> Iterator[Any]:
+    """Every record that ``topic`` holds now, each partition's in order (kafka-python's ConsumerRecord).
+
+    Raises BrokerUnreachable, TopicMissing, and IngestError when the end is not reached in ``timeout_s``.
+    """
+    identity = identify(settings, topic)
+    partitions = [TopicPartition(topic, partition) for partition in identity.partitions]
+    with connect(
+        KafkaConsumer, settings, group_id=None, enable_auto_commit=False, auto_offset_reset="none",
+        fetch_max_wait_ms=100,
+    ) as consumer:  # fmt: skip
+        ends = reach_of(consumer, partitions, timeout_s)
+        for partition in partitions:
+            consumer.seek(partition, ends[partition.partition].first)
+        deadline = time.monotonic() + timeout_s
+        while any(consumer.position(p) < ends[p.partition].end for p in partitions):
+            if time.monotonic() > deadline:
+                raise IngestError(f"topic {topic} was not read to its end within {timeout_s:g} s: try again")
+            for records in consumer.poll(timeout_ms=200, max_records=10_000).values():
+                yield from records
 
 
 def reach_of(

@@ -1,5 +1,77 @@
-"""Commands: broker."""
+"""``align3gr broker``: a Kafka-protocol broker for a laptop, and the topics on any broker."""
+
+from pathlib import Path
+from typing import Any
 
 import typer
 
+from align3gr.console import JsonOption, emit, say, settings_of
+
 app = typer.Typer()
+group = typer.Typer(
+    invoke_without_command=True, help="Start a broker on this machine, or make the topics on any broker."
+)
+app.add_typer(group, name="broker")
+
+
+@group.callback(invoke_without_command=True)
+def broker(
+    context: typer.Context,
+    port: int = typer.Option(9092, help="Port on 127.0.0.1; 0 takes a free one."),
+    data_dir: Path | None = typer.Option(None, help="Its folder (default: broker under the setting home)."),
+    kind: str = typer.Option(
+        "auto",
+        help="embedded (memory only), kafka (the distribution KAFKA_HOME names), or auto: kafka if set.",
+    ),
+    as_json: bool = JsonOption,
+) -> None:
+    """Run a broker in the foreground with both topics made; Ctrl-C ends it."""
+    if context.invoked_subcommand is not None:
+        return
+    import signal
+
+    from features.errors import BadInput
+    from ingest.broker import embedded_broker, kafka_broker, kafka_home, settings_for
+    from ingest.errors import BrokerFailed
+    from ingest.topics import create_topics
+
+    if kind not in ("auto", "embedded", "kafka"):
+        raise BadInput(f"--kind {kind} is none of auto, embedded, kafka")
+    settings = settings_of(context)
+    folder = data_dir or settings.home / "broker"
+    real = kind == "kafka" or (kind == "auto" and kafka_home() is not None)
+    node = kafka_broker(folder, port) if real else embedded_broker(folder, port)
+
+    def end(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        with node:
+            create_topics(settings_for(node, settings.kafka))
+            facts = {
+                "kind": node.kind,
+                "bootstrap_servers": node.bootstrap_servers,
+                "cluster": node.cluster_id,
+                "keeps_data": node.keeps_data,
+            }
+            emit(facts, as_json)
+            if not node.keeps_data:
+                say("memory only: its topics are gone when it stops; what has landed in the log stays")
+            code = node.wait()
+            raise BrokerFailed(f"the broker ended by itself with exit code {code}: see {node.log_file}")
+    except KeyboardInterrupt:
+        say("broker stopped")
+
+
+@group.command("topics")
+def topics(context: typer.Context, as_json: bool = JsonOption) -> None:
+    """Make the interactions and dead-letter topics where they are missing, and show how far they reach."""
+    from ingest.topics import create_topics, reach
+
+    kafka = settings_of(context).kafka
+    created = create_topics(kafka)
+    facts: dict[str, Any] = {"bootstrap_servers": kafka.bootstrap_servers, "created": created}
+    for topic in (kafka.topic, kafka.dead_topic):
+        facts[topic] = {str(p): [at.first, at.end] for p, at in sorted(reach(kafka, topic).items())}
+    emit(facts, as_json)

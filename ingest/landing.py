@@ -1,0 +1,157 @@
+"""Landing: rows and the Kafka offsets they end at become one Delta commit, exactly once.
+
+The four steps (docs/architecture.md, "Exactly once into the log"): (1) ``claim`` reads each owned partition's
+last landed offset from the log: the log is the truth, Kafka's committed offset only advice; (2) ``land``
+appends with the very handle that was read, one app transaction a partition; (3) before that the handle's
+versions must still be what this worker last read or wrote (FeedbackLog.append refuses otherwise): an append
+moves the handle past other workers' commits too; (4) on any failure the caller drops its rows, claims again
+and seeks. A Landing belongs to one thread.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+from deltalake.exceptions import DeltaError
+
+from features.batch import InteractionBatch, Refused
+from features.log import (
+    LOG_SCHEMA,
+    FeedbackLog,
+    LogConflict,
+    offsets_app,
+    partitions_app,
+    watermark_app,
+)
+from features.settings import FeatureSettings
+
+from .dead_letters import DeadLetterBox
+from .errors import LogUnwritable
+from .topics import TopicIdentity
+
+_EMPTY = LOG_SCHEMA.empty_table()
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What one commit put into the log."""
+
+    rows: int
+    refused: int
+    next_offsets: dict[int, int]
+    """Partition -> offset of the next event to land."""
+    version: int
+
+
+class Landing:
+    """Writes batches of one topic into the log at ``path``. Not shared between threads."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        settings: FeatureSettings,
+        dead_letters: DeadLetterBox,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._path = path
+        self._settings = settings
+        self._dead_letters = dead_letters
+        self._clock = clock
+        self._log: FeedbackLog | None = None
+        self._identity: TopicIdentity | None = None
+        self._watermarks: dict[int, int] = {}
+
+    def claim(self, identity: TopicIdentity, partitions: Iterable[int]) -> dict[int, int | None]:
+        """Open the log afresh; last landed offset of each partition, None where nothing has landed yet."""
+        with _said(self._path):
+            log = FeedbackLog.open(self._path, checkpoint_interval=self._settings.checkpoint_interval)
+        self._log, self._identity = log, identity
+        self._watermarks = {}
+        last: dict[int, int | None] = {}
+        for partition in partitions:
+            mark = log.transaction_version(watermark_app(identity.life, identity.topic, partition))
+            if mark is not None:
+                self._watermarks[partition] = mark
+            last[partition] = log.transaction_version(offsets_app(identity.life, identity.topic, partition))
+        return last
+
+    def land(self, batch: InteractionBatch, refused: list[Refused]) -> Landed:
+        """Append ``batch``; its last offsets move with it. Refused records reach the dead letters first.
+
+        Raises LogConflict, LogUnwritable, DeadLettersRefused; after any of them nothing more is taken until
+        ``claim``: a later batch must never move the offset past one that did not land.
+        """
+        log, identity = self._claimed()
+        self._log = None
+        now = self._clock()
+        if refused:
+            self._dead_letters.publish(refused, identity)
+        last, arrivals = batch.last_offsets(), batch.last_arrivals()
+        latest = int(now.timestamp() * 1000)  # a producer's clock must not carry the watermark ahead of ours
+        marks = {p: max(self._watermarks.get(p, 0), min(arrivals[p], latest)) for p in last}
+        rows = batch.table(now) if len(batch) else _EMPTY
+        version = self._append(log, identity, rows, last, marks)
+        self._log = log
+        return Landed(rows.num_rows, len(refused), {p: offset + 1 for p, offset in last.items()}, version)
+
+    def advance(self, partitions: Iterable[int], at_ms: int) -> int:
+        """Move the watermark of idle, caught-up ``partitions`` to ``at_ms`` (epoch ms) without any row.
+
+        Raises LogConflict, LogUnwritable; then claim again.
+        """
+        log, identity = self._claimed()
+        marks = {p: at_ms for p in partitions if at_ms > self._watermarks.get(p, 0)}
+        self._log = None
+        version = self._append(log, identity, _EMPTY, {}, marks) if marks else log.version
+        self._log = log
+        return version
+
+    def _append(
+        self,
+        log: FeedbackLog,
+        identity: TopicIdentity,
+        rows: pa.Table,
+        last: Mapping[int, int],
+        marks: Mapping[int, int],
+    ) -> int:
+        moves = {offsets_app(identity.life, identity.topic, p): offset for p, offset in last.items()}
+        moves |= {watermark_app(identity.life, identity.topic, p): mark for p, mark in marks.items()}
+        counted = partitions_app(identity.life, identity.topic)
+        if (log.transaction_version(counted) or 0) < len(identity.partitions):
+            moves[counted] = len(identity.partitions)
+        with _said(self._path):
+            version = log.append(rows, moves)
+        self._watermarks.update(marks)
+        return version
+
+    def _claimed(self) -> tuple[FeedbackLog, TopicIdentity]:
+        if self._log is None or self._identity is None:
+            raise LogConflict(
+                "no partition is claimed, or the batch before this one did not land; claim again"
+            )
+        return self._log, self._identity
+
+
+class _said:  # noqa: N801 - reads as a clause, with _said(path)
+    """Turns what the file system or the object store refuses into LogUnwritable with the way out."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError | DeltaError):
+            return
+        cause = " ".join(str(error).split())[:300]
+        way_out = "start ingest again: what has not landed waits in Kafka"
+        if "No space left" in cause or "os error 28" in cause:
+            raise LogUnwritable(
+                f"the disk of {self._path} is full: make room, then {way_out}", final=True
+            ) from error
+        raise LogUnwritable(
+            f"the feedback log at {self._path} is not writable ({cause}): {way_out}"
+        ) from error

@@ -1,0 +1,392 @@
+"""One ingest worker: from the topic into the feedback log, exactly once, whatever dies on the way.
+
+The loop polls and decodes on this thread while one batch at a time lands on another; a batch is handed over
+when it is large or old enough. Whatever goes wrong has one answer: drop what is held, claim the partitions
+again (their last landed offsets come from the log) and seek. Nothing is lost by dropping: Kafka still has it.
+"""
+
+import gc
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import (
+    AuthorizationError,
+    CorruptRecordError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    SaslAuthenticationFailedError,
+)
+from kafka.structs import OffsetAndMetadata
+
+from features.batch import InteractionBatch, Record, Refused
+from features.log import FeedbackLog, LogConflict
+from features.settings import FeatureSettings
+
+from .assignment import Assignment
+from .dead_letters import DeadLetterBox
+from .errors import BrokerUnreachable, DeadLettersRefused, IngestError, LogUnwritable, OffsetsLost
+from .idleness import IdlePartitions
+from .lag import CatchUp
+from .landing import Landed, Landing
+from .settings import IngestSettings, KafkaSettings
+from .topics import TopicIdentity, connect, identify, reach
+
+logger = logging.getLogger(__name__)
+
+_FAILURES_IN_A_ROW = 20
+"""After so many failed landings without a success between them the worker gives up and says why."""
+_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+@dataclass
+class WorkerReport:
+    """What one worker did since it started."""
+
+    rows: int = 0
+    refused: int = 0
+    commits: int = 0
+    claims: int = 0
+    """Times that positions were read from the log: once for each rebalance and each failure."""
+    conflicts: int = 0
+    """Appends that the log refused because another worker had the partition by then."""
+    dropped_rows: int = 0
+    """Rows decoded and dropped because a partition moved or a landing failed; somebody lands them later."""
+    refused_by_reason: Counter[str] = field(default_factory=Counter)
+
+
+class IngestWorker:
+    """Lands the interactions topic in the log at ``log_path`` as one member of the consumer group.
+
+    ``run`` returns after ``stop`` (safe from a signal handler) with everything it had decoded landed. Raises
+    BrokerUnreachable and TopicMissing at the start; OffsetsLost, LogUnwritable and IngestError when going on
+    would lose events or cannot work.
+    """
+
+    def __init__(
+        self,
+        kafka: KafkaSettings,
+        ingest: IngestSettings,
+        features: FeatureSettings,
+        log_path: str | Path,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._kafka = kafka
+        self._settings = ingest
+        self._features = features
+        self._log_path = log_path
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._dead_letters = DeadLetterBox(kafka)
+        self._landing = Landing(log_path, features, self._dead_letters, clock)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="landing")
+        self._idle = IdlePartitions(kafka.topic, ingest.watermark_interval_s)
+        self.report = WorkerReport()
+
+        self._consumer: KafkaConsumer
+        self._assignment: Assignment
+        self._identity: TopicIdentity
+        self._generation = -1
+        """Generation of the assignment that ``_next`` belongs to; another one means: claim."""
+        self._next: dict[int, int] = {}
+        """Partition -> offset of the next record to decode; everything before it has landed or is held."""
+        self._batch = InteractionBatch.of(features)
+        self._refused: list[Refused] = []
+        self._batch_since: float | None = None
+        self._in_flight: Future[Landed] | None = None
+        self._in_flight_rows = 0
+        self._failures = 0
+
+    def stop(self) -> None:
+        """Ask ``run`` to land what it holds and return."""
+        self._stopping.set()
+
+    def run(self, *, until_caught_up: bool = False) -> WorkerReport:
+        """Work until ``stop``, or until what the topic held at the start has landed (by any worker)."""
+        self._identity = identify(self._kafka)
+        identify(self._kafka, self._kafka.dead_topic)
+        FeedbackLog.open(self._log_path, checkpoint_interval=self._features.checkpoint_interval)
+        target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
+        self._consumer = self._join()
+        try:
+            with _cyclic_collector_off():
+                while not self._stopping.is_set():
+                    if target is not None and self._holds_nothing() and target.reached(self._next):
+                        break
+                    self._step()
+                self._drain()
+        finally:
+            self._close()
+        logger.info("ingest worker ended rows=%d refused=%d", self.report.rows, self.report.refused)
+        return self.report
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Poll once, decode what came, land what is due."""
+        polled = self._poll()
+        if self._assignment.generation != self._generation or self._topic_was_replaced():
+            self._claim()  # what was just polled is dropped with the rest: the position is sought again
+            return
+        self._take(polled)
+        if self._in_flight is not None and self._in_flight.done() and not self._settle():
+            return
+        if self._due() and self._settle():
+            self._hand_over()
+        self._advance_watermark()
+
+    def _poll(self) -> dict[TopicPartition, list[Any]]:
+        try:
+            return self._consumer.poll(  # type: ignore[no-any-return]
+                timeout_ms=int(1000 * min(0.25, self._settings.linger_s / 4)),
+                max_records=self._settings.poll_records,
+            )
+        except OffsetOutOfRangeError:
+            self._give_up_position()
+        except CorruptRecordError as error:
+            raise IngestError(
+                f"a record batch on the broker is damaged ({error}): restore the topic"
+            ) from error
+        except (AuthorizationError, SaslAuthenticationFailedError) as error:
+            raise IngestError(f"Kafka refuses this worker ({error}): grant it topic and group") from error
+        except KafkaError as error:
+            self._failed("poll", error)
+        return {}
+
+    def _take(self, polled: dict[TopicPartition, list[Any]]) -> None:
+        """Decode what came; records below the position (fetched before a seek) are not ours to land again."""
+        now = self._clock()
+        self._idle.note(self._next, [tp.partition for tp in polled])
+        for topic_partition, records in polled.items():
+            partition = topic_partition.partition
+            expected = self._next.get(partition)
+            if expected is None:
+                continue
+            taken = [
+                Record(r.value, partition, r.offset, r.timestamp) for r in records if r.offset >= expected
+            ]
+            if not taken:
+                continue
+            self._refused += self._batch.add(taken, now=now)
+            self._next[partition] = taken[-1].offset + 1
+            if self._batch_since is None:
+                self._batch_since = time.monotonic()
+
+    def _holds_nothing(self) -> bool:
+        return self._batch_since is None and self._in_flight is None
+
+    def _due(self) -> bool:
+        if self._batch_since is None:
+            return False
+        old = time.monotonic() - self._batch_since >= self._settings.linger_s
+        # While a batch is landing the next one may grow: then it is handed over when that one is done.
+        free = self._in_flight is None
+        held = len(self._batch) + len(self._refused)
+        large = held >= self._settings.batch_rows * (1 if free else 2)
+        return large or (old and free)
+
+    def _hand_over(self) -> None:
+        """Give the batch to the landing thread; at most one is on its way."""
+        if self._batch_since is None:
+            return
+        batch, refused = self._batch, self._refused
+        self._batch, self._refused, self._batch_since = InteractionBatch.of(self._features), [], None
+        self._in_flight_rows = len(batch)
+        self._in_flight = self._thread.submit(self._landing.land, batch, refused)
+        self.report.refused_by_reason.update(one.reason for one in refused)
+
+    def _settle(self) -> bool:
+        """Wait for the batch on its way and count it; False when it did not land: then claim again.
+
+        What was decoded after a batch that failed must not land before it: nothing is handed over until
+        ``_claim`` has dropped it (and Landing takes nothing until it is claimed again).
+        """
+        future, self._in_flight = self._in_flight, None
+        if future is None:
+            return True
+        try:
+            landed = future.result()
+        except (LogConflict, DeadLettersRefused, LogUnwritable) as error:
+            self.report.dropped_rows += self._in_flight_rows
+            self._failed("landing", error)
+            return False
+        self._failures = 0
+        self.report.rows += landed.rows
+        self.report.refused += landed.refused
+        self.report.commits += 1
+        self._advise(landed.next_offsets)
+        return True
+
+    def _drain(self) -> None:
+        """Land what is held, once; a failure here loses nothing, the next worker lands it."""
+        if self._settle() and self._assignment.generation == self._generation:
+            self._hand_over()
+            self._settle()
+
+    # -- positions -----------------------------------------------------------------------------------------
+
+    def _join(self) -> KafkaConsumer:
+        """Join the group; the log, not Kafka, says where to begin, so nothing is committed automatically."""
+        settings = self._settings
+        options: dict[str, Any] = {
+            "group_id": settings.group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "session_timeout_ms": int(settings.session_timeout_s * 1000),
+            "heartbeat_interval_ms": int(settings.heartbeat_s * 1000),
+            "max_poll_records": settings.poll_records,
+            "fetch_max_wait_ms": 250,
+            "max_partition_fetch_bytes": 4 << 20,
+            "metrics_enabled": False,
+        }
+        consumer = connect(KafkaConsumer, self._kafka, **{**options, **self._kafka.client_options})
+        self._assignment = Assignment(consumer)
+        consumer.subscribe([self._kafka.topic], listener=self._assignment)
+        return consumer
+
+    def _claim(self) -> None:
+        """Steps 1 and 4: drop what is held, read the owned partitions' offsets from the log, seek there."""
+        self._drop()
+        generation, owned = self._assignment.current()
+        if not owned:
+            self._generation = generation
+            return
+        try:
+            self._identity = identify(self._kafka)
+            partitions = [tp.partition for tp in owned]
+            last = self._thread.submit(self._landing.claim, self._identity, partitions).result()
+            first = self._consumer.beginning_offsets(list(owned))
+            for tp in sorted(owned):
+                self._place(tp, last[tp.partition], first[tp])
+        except (BrokerUnreachable, KafkaError, ValueError) as error:
+            # ValueError: the partition was revoked while we read; the changed generation brings us back here.
+            self._next = {}
+            self._failed("claim", error)
+            return
+        self._generation = generation
+        self.report.claims += 1
+        logger.info("claimed group=%s positions=%s", self._settings.group, sorted(self._next.items()))
+
+    def _place(self, tp: TopicPartition, last: int | None, first: int) -> None:
+        position = 0 if last is None else last + 1
+        if position < first:
+            if last is not None and self._settings.lost_offsets == "stop":
+                raise OffsetsLost(
+                    f"partition {tp.partition}: events {position} to {first - 1} left the topic before they "
+                    "landed; keep its events longer, and set ingest.lost_offsets to skip to go on behind them"
+                )
+            logger.error("events lost partition=%d from=%d to=%d", tp.partition, position, first - 1)
+            position = first
+        self._consumer.seek(tp, position)
+        self._consumer.resume(tp)
+        self._next[tp.partition] = position
+
+    def _drop(self) -> None:
+        """Forget every row that has not landed; a batch on its way is waited for first."""
+        self._settle()
+        self.report.dropped_rows += len(self._batch)
+        self._batch, self._refused, self._batch_since = InteractionBatch.of(self._features), [], None
+        self._next = {}
+        self._idle.forget()
+
+    def _topic_was_replaced(self) -> bool:
+        """Whether the client's metadata, by which it fetches, names another cluster or topic id than ours."""
+        metadata = self._consumer._cluster  # kafka-python has no public way to ask for them
+        cluster, topic_id = metadata.cluster_id, metadata.topic_id(self._kafka.topic)
+        known = self._identity
+        return (cluster is not None and cluster != known.cluster) or (
+            topic_id is not None and str(topic_id) != known.topic_id
+        )
+
+    def _give_up_position(self) -> None:
+        """The broker says a position is out of range: claim again when that may cure it, else say so."""
+        self._generation = -1
+        if identify(self._kafka) != self._identity:
+            return  # the topic was made anew: it starts at its own zero
+        ends = reach(self._kafka)
+        for partition, position in self._next.items():
+            if position > ends[partition].end:
+                raise OffsetsLost(
+                    f"partition {partition}: the log has landed events up to {position - 1}, the topic ends "
+                    f"before {ends[partition].end}: the broker lost events; restore the topic, or "
+                    "set kafka.topic to another one"
+                )
+
+    def _failed(self, doing: str, error: Exception) -> None:
+        """Step 4 and a growing pause; gives up after many failed landings in a row, or when none can work."""
+        self._failures += 1
+        if isinstance(error, LogConflict):
+            self.report.conflicts += 1
+        final = isinstance(error, LogUnwritable) and error.final
+        if final or (doing == "landing" and self._failures >= _FAILURES_IN_A_ROW):
+            raise error
+        logger.warning("retrying doing=%s failures=%d cause=%s", doing, self._failures, error)
+        if doing != "poll":
+            self._generation = -1
+        self._stopping.wait(_BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1])
+
+    # -- Kafka's own view, and the watermark ---------------------------------------------------------------
+
+    def _advise(self, next_offsets: dict[int, int]) -> None:
+        """Commit offsets to Kafka, for lag tools only: nobody reads them to decide where to begin."""
+        offsets = {
+            TopicPartition(self._kafka.topic, partition): OffsetAndMetadata(offset, "", -1)
+            for partition, offset in next_offsets.items()
+        }
+        try:
+            self._consumer.commit_async(offsets)
+        except KafkaError as error:
+            logger.info("advisory offsets not committed cause=%s", error)
+
+    def _advance_watermark(self) -> None:
+        """Partitions that are idle and caught up tell the log so, or no attribution window would close."""
+        if self._in_flight is not None:
+            return
+        held = self._batch.last_offsets()
+        at_ms = self._idle.mark(self._clock().timestamp() * 1000)
+        landed = {partition: at for partition, at in self._next.items() if partition not in held}
+        try:
+            caught_up = self._idle.caught_up(self._consumer, landed)
+            if caught_up and self._assignment.generation == self._generation:
+                self._thread.submit(self._landing.advance, caught_up, at_ms).result()
+                self._failures = 0
+        except (KafkaError, LogConflict, LogUnwritable) as error:
+            self._failed("watermark", error)
+
+    def _close(self) -> None:
+        self._thread.shutdown(wait=True)
+        try:
+            self._consumer.close(autocommit=False, timeout_ms=5000)
+        except KafkaError as error:
+            logger.info("group not left cleanly cause=%s", error)
+        self._dead_letters.close()
+
+
+class _cyclic_collector_off:  # noqa: N801 - reads as a clause, with _cyclic_collector_off()
+    """A batch is tens of thousands of small objects that live until it lands and hold no cycles.
+
+    The cyclic collector would walk them again and again: 3.6 us an event for decoding against 1.1 without.
+    """
+
+    def __enter__(self) -> None:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        gc.enable()
+        gc.unfreeze()
