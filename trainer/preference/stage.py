@@ -142,7 +142,7 @@ def run_stage(
             model=learner.model,
             tokenizer=policy.tokenizer,
             codec=policy.codec,
-            popularity=[policy.codec.item_ids[row] for row in policy.popularity],
+            popularity=json.loads((start / "popularity.json").read_text(encoding="utf-8")),
             base=policy.base,
             lineage={**(lineage or {}), "metrics": {stage.name: result.last}},
         )
