@@ -165,6 +165,11 @@ class FeedbackLog:
         return self._uri
 
     @property
+    def storage_options(self) -> dict[str, str] | None:
+        """How the object store is reached; None for a local folder."""
+        return self._storage_options
+
+    @property
     def table(self) -> DeltaTable:
         """The Delta table behind this handle, for upkeep; append only through the log."""
         return self._table

@@ -33,7 +33,7 @@ class UpkeepSettings(BaseModel):
     """Compact when at least this many small files have gathered."""
     target_file_bytes: int = Field(128 << 20, ge=1 << 20)
     """Size that compaction aims at."""
-    retention_hours: float = Field(24.0, ge=0)
+    retention_hours: int = Field(24, ge=0)
     """A file that no version needs any more is deleted after this many hours: readers may still hold it."""
 
 
@@ -48,10 +48,10 @@ class OnlineSettings(BaseModel):
     """Feast's connection string of Redis: ``host:port[,password=...,ssl=true,db=0]``; commas separate."""
     poll_seconds: Annotated[float, Field(gt=0, le=60)] = 0.5
     """Pause between two looks at the log's version (s)."""
-    seen_items: Annotated[int, Field(ge=1)] = 10_000
-    """Seen items kept for a user, most recent first; older ones may be recommended again."""
     batch_users: Annotated[int, Field(ge=1)] = 2_000
     """Users pushed in one write to the online store."""
+    query_users: Annotated[int, Field(ge=1)] = 20_000
+    """Users whose values are worked out by one query; bounds the follower's memory."""
     export_seconds: Annotated[float, Field(ge=0)] = 60.0
     """Resolution of the offline exports: one state of a user for each such slot of landing time (s);
     0 exports the state after every commit."""

@@ -1,0 +1,235 @@
+"""The catalogue: what can be recommended, as an append-only Delta table in which the latest revision wins.
+
+A load appends only what changed, under the next revision; delisting appends the item once more, unlisted.
+Invariant: an item that is not listed is never recommended. Two loads at once conflict on the revision, which
+is a compare-and-set; the second starts again on what the first wrote.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from .errors import BadInput, FeaturesError
+from .interactions import Id
+
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        pa.field("item_id", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("categories", pa.list_(pa.string())),
+        pa.field("attributes", pa.string()),
+        pa.field("listed", pa.bool_()),
+        pa.field("revision", pa.int64()),
+        pa.field("loaded_at", pa.timestamp("us", "UTC")),
+    ]
+)
+"""Columns of the table and of ``Catalogue.items``. ``attributes``: a JSON object."""
+
+_APP = "catalogue"
+_ATTEMPTS = 5
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One item: what a person reads about it, and whether it may be recommended."""
+
+    item_id: Id
+    title: str = ""
+    text: str = ""
+    categories: tuple[str, ...] = ()
+    attributes: dict[str, Any] = {}
+    """Anything else worth keeping, as JSON."""
+    listed: bool = True
+
+    @property
+    def words(self) -> str:
+        """Title, categories and text in one string: what text embeddings see."""
+        return ". ".join(part for part in (self.title, ", ".join(self.categories), self.text) if part)
+
+
+class UnknownItem(FeaturesError, BadInput):  # noqa: N818 - reads as what it is
+    """An item id that the catalogue does not hold."""
+
+
+class ItemRefused(FeaturesError, BadInput):  # noqa: N818
+    """An item that the catalogue does not take; nothing of its load was written."""
+
+
+class CatalogueMissing(FeaturesError, BadInput):  # noqa: N818
+    """There is no catalogue where one was expected."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load or a delisting did to the catalogue."""
+
+    added: int
+    changed: int
+    unchanged: int
+    revision: int
+    """Revision of the catalogue afterwards; 0 is the empty one."""
+    items: int
+    """Items that the catalogue holds, unlisted ones included."""
+    listed: int
+    """Items that may be recommended."""
+
+
+class Catalogue:
+    """One handle on the catalogue. Not shared between threads."""
+
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
+        self._uri = uri
+        self._storage_options = storage_options
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, create: bool = True, storage_options: dict[str, str] | None = None
+    ) -> "Catalogue":
+        """The catalogue at ``path``; made when missing and ``create``, else CatalogueMissing is raised."""
+        uri = str(path) if "://" in str(path) else str(Path(path).absolute())
+        try:
+            DeltaTable(uri, storage_options=storage_options)
+        except TableNotFoundError:
+            if not create:
+                raise CatalogueMissing(
+                    f"no catalogue at {uri}; run align3gr catalogue load FILE, or check the setting home"
+                ) from None
+            if "://" not in uri:
+                Path(uri).mkdir(parents=True, exist_ok=True)
+            DeltaTable.create(
+                uri,
+                CATALOGUE_SCHEMA,
+                mode="ignore",
+                name="catalogue",
+                storage_options=storage_options,
+                configuration={"delta.appendOnly": "true", "delta.dataSkippingStatsColumns": "revision"},
+            )
+        return cls(uri, storage_options)
+
+    @property
+    def revision(self) -> int:
+        """Number of the newest revision; it grows whenever the catalogue changes. 0 is the empty one."""
+        return self._table().transaction_version(_APP) or 0
+
+    def load(self, items: Iterable[Item], *, now: datetime, allow_no_text: bool = False) -> LoadReport:
+        """Add ``items`` and replace those that differ. An item loaded again is listed as it says.
+
+        Raises ItemRefused, and writes nothing, for an item id given twice, or for an item that has neither
+        title nor text (unless ``allow_no_text``).
+        """
+        wanted: dict[str, Item] = {}
+        for item in items:
+            if item.item_id in wanted:
+                raise ItemRefused(f"item {item.item_id} is given twice; keep one")
+            if not allow_no_text and not (item.title.strip() or item.text.strip()):
+                raise ItemRefused(
+                    f"item {item.item_id} has neither title nor text; add one, or load with --allow-no-text"
+                )
+            wanted[item.item_id] = item
+        return self._write(wanted, now)
+
+    def delist(self, item_ids: Sequence[str], *, now: datetime) -> LoadReport:
+        """Never recommend ``item_ids`` again, until they are loaded again.
+
+        Raises UnknownItem, and writes nothing, when one of them is not in the catalogue.
+        """
+        known = self._read()
+        for item_id in item_ids:
+            if item_id not in known:
+                raise UnknownItem(f"item {item_id} is not in the catalogue; nothing was delisted")
+        gone = {item_id: msgspec.structs.replace(known[item_id], listed=False) for item_id in item_ids}
+        return self._write(gone, now)
+
+    def show(self, item_id: str) -> Item:
+        """The latest revision of one item. Raises UnknownItem."""
+        item = self._read().get(item_id)
+        if item is None:
+            raise UnknownItem(f"item {item_id} is not in the catalogue; see align3gr catalogue load")
+        return item
+
+    def items(self, listed_only: bool = True) -> pa.Table:
+        """The latest revision of every item in CATALOGUE_SCHEMA, sorted by item_id."""
+        table = self._latest()
+        return table.filter(table["listed"]) if listed_only else table
+
+    def _write(self, wanted: dict[str, Item], now: datetime) -> LoadReport:
+        for _ in range(_ATTEMPTS):
+            handle = self._table()
+            revision = handle.transaction_version(_APP) or 0
+            known = self._read(handle)
+            changes = [item for item_id, item in wanted.items() if known.get(item_id) != item]
+            added = sum(item.item_id not in known for item in changes)
+            after = known | wanted
+            if changes:
+                revision += 1
+                try:
+                    write_deltalake(
+                        handle,
+                        _rows(changes, revision, now),
+                        mode="append",
+                        commit_properties=CommitProperties(app_transactions=[Transaction(_APP, revision)]),
+                    )
+                except CommitFailedError:
+                    continue  # another load was first: start again on what it wrote
+                except (DeltaError, OSError) as error:
+                    raise FeaturesError(
+                        f"the catalogue at {self._uri} cannot be written ({' '.join(str(error).split())}); "
+                        "check the disk's space and rights: nothing of this load was written"
+                    ) from error
+            return LoadReport(
+                added=added,
+                changed=len(changes) - added,
+                unchanged=len(wanted) - len(changes),
+                revision=revision,
+                items=len(after),
+                listed=sum(item.listed for item in after.values()),
+            )
+        raise FeaturesError("the catalogue is being loaded by others all the time; try again")
+
+    def _table(self) -> DeltaTable:
+        return DeltaTable(self._uri, storage_options=self._storage_options)
+
+    def _latest(self, handle: DeltaTable | None = None) -> pa.Table:
+        table = pa.table((handle or self._table()).to_pyarrow_table()).cast(CATALOGUE_SCHEMA)
+        table = table.sort_by([("item_id", "ascending"), ("revision", "ascending")])
+        ids = table["item_id"].combine_chunks()
+        if len(ids) == 0:
+            return table
+        last = pa.compute.not_equal(ids.slice(0, len(ids) - 1), ids.slice(1))
+        return table.filter(pa.concat_arrays([last, pa.array([True])])).combine_chunks()
+
+    def _read(self, handle: DeltaTable | None = None) -> dict[str, Item]:
+        return {
+            row["item_id"]: Item(
+                item_id=row["item_id"],
+                title=row["title"],
+                text=row["text"],
+                categories=tuple(row["categories"]),
+                attributes=json.loads(row["attributes"]),
+                listed=row["listed"],
+            )
+            for row in self._latest(handle).to_pylist()
+        }
+
+
+def _rows(items: list[Item], revision: int, now: datetime) -> pa.Table:
+    n = len(items)
+    columns = {
+        "item_id": [item.item_id for item in items],
+        "title": [item.title for item in items],
+        "text": [item.text for item in items],
+        "categories": [list(item.categories) for item in items],
+        "attributes": [json.dumps(item.attributes, ensure_ascii=False) for item in items],
+        "listed": [item.listed for item in items],
+        "revision": [revision] * n,
+        "loaded_at": [now] * n,
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in CATALOGUE_SCHEMA], schema=CATALOGUE_SCHEMA)
