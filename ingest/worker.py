@@ -67,6 +67,10 @@ class WorkerReport:
     """Rows decoded and dropped because a partition moved or a landing failed; somebody lands them later."""
     refused_by_reason: Counter[str] = field(default_factory=Counter)
 
+    def facts(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return {**vars(self), "refused_by_reason": dict(self.refused_by_reason)}
+
 
 class IngestWorker:
     """Lands the interactions topic in the log at ``log_path`` as one member of the consumer group.

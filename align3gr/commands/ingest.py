@@ -21,8 +21,6 @@ def ingest(
     as_json: bool = JsonOption,
 ) -> None:
     """Land interactions in the feedback log, exactly once, until told to stop (Ctrl-C, SIGTERM)."""
-    from dataclasses import asdict
-
     if workers > 1:
         raise typer.Exit(_run_processes(workers))
     import signal
@@ -38,7 +36,7 @@ def ingest(
             f"ingest: {settings.kafka.topic} at {settings.kafka.bootstrap_servers} -> {settings.home / 'log'}"
         )
     report = worker.run(until_caught_up=until_caught_up)
-    emit(asdict(report), as_json)
+    emit(report.facts(), as_json)
 
 
 def _run_processes(workers: int) -> int:
@@ -93,7 +91,8 @@ def list_letters(
         ],
     }
     lines = [
-        f"{one.topic}/{one.partition}@{one.offset}  {one.message}  {_begin(one.value)}" for one in letters
+        f"{one.topic}/{one.partition}@{one.offset}  {one.message}  {one.value[:80].decode(errors='replace')}"
+        for one in letters
     ]
     emit(facts, as_json, lambda: "\n".join(lines) or "no dead letters wait")
 
@@ -120,7 +119,3 @@ def replay_letters(
     emit(facts, as_json)
     if done.undelivered:
         raise typer.Exit(1)
-
-
-def _begin(value: bytes) -> str:
-    return value[:80].decode(errors="replace")
