@@ -1,0 +1,8 @@
+-- One shard's rows with `seq`, the order in which a user's events landed: by commit, then by place in the
+-- topic. Within a partition that is the order of offsets, also when a new topic started again at zero.
+create or replace temp table landed as
+select
+    *,
+    row_number() over (partition by u order by landed_at, kafka_partition, kafka_offset)::bigint as seq
+from keyed
+where u between $first and $last

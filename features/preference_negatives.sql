@@ -1,0 +1,10 @@
+-- Each user's disliked and neutral items in the order in which they became so, in blocks of the most that
+-- one sample can use.
+create or replace temp table negatives as
+select
+    u, level,
+    (case level when -1 then disliked_before else neutral_before end) // $max_rejected as block,
+    list(i order by n) as entries
+from in_force
+where level <> 1
+group by u, level, block
