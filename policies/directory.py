@@ -16,17 +16,24 @@ below the policies folder that the caller names). This module imports no torch: 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import PolicyRefused
 
 FORMAT = 1
 MANIFEST = "policy.json"
+
+_HARMLESS = re.compile(r"(?!.*\.\.)[\w-][\w./-]*\.(json|safetensors|txt|model|jinja)")
+"""Files that a policy may hold: data only, below its own directory."""
+
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+"""One path component."""
 
 
 class Base(BaseModel):
@@ -34,7 +41,7 @@ class Base(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: str
+    version: Version
     sha256: str
     """Of the base's policy.json."""
 
@@ -54,7 +61,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    version: str
+    version: Version
     prompt_template: str
     kind: Literal["full", "adapter"]
     base: Base | None = None
@@ -79,12 +86,19 @@ def read_manifest(directory: Path) -> Manifest:
             raise PolicyRefused(
                 f"policy {directory} has format {facts.get('format')}, not {FORMAT}; update align3gr"
             )
-        return Manifest.model_validate(facts)
+        manifest = Manifest.model_validate(facts)
     except (OSError, ValueError, ValidationError) as error:
         cause = " ".join(str(error).split())
         raise PolicyRefused(
             f"policy {directory}: {MANIFEST} cannot be read: {cause}; roll back to another policy"
         ) from error
+    strange = [name for name in manifest.files if not _HARMLESS.fullmatch(name)]
+    if strange:
+        raise PolicyRefused(
+            f"policy {directory} names {strange[0]!r}, which is neither JSON, text nor safetensors; "
+            "a policy holds no code and no pickles: roll back to another policy"
+        )
+    return manifest
 
 
 def manifest_hash(directory: Path) -> str:

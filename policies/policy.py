@@ -8,13 +8,13 @@ is unseen and eligible; ``write_policy`` makes a directory from what training en
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from .codec import ScidCodec
 from .decoding import DeviceTrie, Found, Left, beam_search, sample_slates
@@ -29,48 +29,16 @@ from .directory import (
     write_directory,
 )
 from .errors import BadRequest, PolicyRefused
+from .lists import Eligible, Recommendation, UserContext
 from .popularity import Popularity
 from .prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
 from .settings import DecodingSettings
 from .trie import ScidTrie
 from .weights import device_named, load_base, save_adapter, save_full, twin, with_adapter
 
+__all__ = ["Eligible", "Policy", "Recommendation", "UserContext", "write_policy"]
+
 _POPULARITY = "popularity.json"
-
-
-@dataclass(frozen=True)
-class UserContext:
-    """What a recommendation needs to know of a user."""
-
-    user_id: str
-    history: tuple[str, ...] = ()
-    """Item ids, oldest first; the last 20 that have an SCID make the prompt."""
-    seen: frozenset[str] = frozenset()
-    """Items that are left out of the list."""
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One place of a list."""
-
-    item_id: str
-    score: float
-    """log pi(item | prompt), natural logarithm; for source "popularity" the log of the item's share there."""
-    position: int
-    """1 = first."""
-    propensity: float | None
-    """Sampled lists: probability of this item at this position given the positions before it; else none."""
-    source: Literal["policy", "popularity"]
-
-
-@dataclass(frozen=True)
-class Eligible:
-    """A set of items worked out once for many calls (``Policy.eligible``)."""
-
-    mask: NDArray[np.bool_]
-    """[n_items] by codec row."""
-    alive: NDArray[np.int32]
-    """[n_items + 1] prefix sums over the trie's leaves."""
 
 
 class Policy:
@@ -165,7 +133,7 @@ class Policy:
                 model, tokenizer = load_base(base_dir / "model", place)
             if manifest.kind == "adapter":
                 model = with_adapter(model, directory / "adapter", trainable=trainable)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             cause = " ".join(str(error).split())[:300]
             raise PolicyRefused(
                 f"policy {directory} cannot be loaded: {cause}; roll back to another policy"
