@@ -1,7 +1,7 @@
 """Policies: what a deployed policy is, how it recommends and scores, and which one is the reference.
 
-Public names are imported on first use, so that ``policies.settings`` and ``policies.ledger`` stay cheap: torch
-comes in with ``Policy``, not with this package.
+Public names are imported on first use, so that ``policies.settings`` and ``policies.ledger`` stay cheap:
+torch comes with ``Policy``, not with this package.
 """
 
 from importlib import import_module
