@@ -10,7 +10,7 @@ latest as (
     from taken
     where $look_back::bigint is null or recency <= $look_back::bigint
     group by u, i
-    qualify $length::bigint is null or row_number() over (partition by u order by n desc) <= $length::bigint
+    qualify $length::bigint is null or row_number() over (partition by u order by max(n) desc) <= $length::bigint
 )
 select
     users.user_id,
