@@ -21,7 +21,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,40 +33,37 @@ from ingest.broker import Broker, settings_for
 from ingest.lag import lag, landed_offsets
 from ingest.producer import FeedbackProducer
 from ingest.settings import KafkaSettings
-from ingest.topics import create_topics, identify
+from ingest.topics import TopicIdentity, create_topics, identify
 
 SESSION_S = 3.0
-RATE = 2_500
-"""Events a second while a chunk is sent."""
+RATE, TRICKLE, TICK_S = 2_500, 100, 0.02
+"""Events a second while a chunk is sent, and between chunks; seconds between two sends."""
 
 
-@dataclass
 class Stream:
-    """Sends events 0..n in chunks from a thread of its own; every event is accounted for."""
+    """Sends events 0..total from a thread of its own: fast up to ``allowed``, beyond it a trickle.
 
-    producer: FeedbackProducer
-    sent: int = 0
-    _thread: threading.Thread | None = field(default=None, repr=False)
+    The trickle goes on while a fault waits for its moment, so that there always is something to land.
+    """
 
-    def send_chunk(self, until: int) -> None:
-        """Begin to send events up to ``until`` at RATE."""
-        self.wait()
-        self._thread = threading.Thread(target=self._send, args=(until,))
+    def __init__(self, producer: FeedbackProducer, total: int) -> None:
+        self.producer, self.total = producer, total
+        self.sent = self.allowed = 0
+        self._thread = threading.Thread(target=self._send)
         self._thread.start()
 
-    def _send(self, until: int) -> None:
-        begun, first = time.monotonic(), self.sent
-        while self.sent < until:
-            self.producer.send(interaction(self.sent))
-            self.sent += 1
-            ahead = (self.sent - first) / RATE - (time.monotonic() - begun)
-            if ahead > 0.01:
-                time.sleep(ahead)
+    def _send(self) -> None:
+        while self.sent < self.total:
+            rate = RATE if self.sent < self.allowed else TRICKLE
+            for _ in range(min(int(rate * TICK_S), self.total - self.sent)):
+                self.producer.send(interaction(self.sent))
+                self.sent += 1
+            time.sleep(TICK_S)
 
-    def wait(self) -> None:
-        """Until the chunk is sent."""
-        if self._thread is not None:
-            self._thread.join()
+    def finish(self) -> None:
+        """Send the rest and end."""
+        self.allowed = self.total
+        self._thread.join()
 
 
 class Faults:
@@ -75,6 +71,7 @@ class Faults:
 
     def __init__(self, home: Path, broker: Broker, workers: int, seed: int, settings: dict[str, str]) -> None:
         self.home, self.broker, self.random, self.settings = home, broker, random.Random(seed), settings
+        self.revived = 0
         self.workers = [self._start() for _ in range(workers)]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -87,6 +84,13 @@ class Faults:
         self.workers[chosen].kill()
         self.workers[chosen].wait()
         self.workers[chosen] = self._start()
+
+    def revive(self) -> None:
+        """What a supervisor does: a worker that ended by itself (no broker when it started) is started again."""
+        for number, worker in enumerate(self.workers):
+            if worker.poll() is not None:
+                self.workers[number] = self._start()
+                self.revived += 1
 
     def stop_and_continue(self) -> None:
         """SIGSTOP a random worker until the group has given its partitions away, then SIGCONT."""
@@ -119,24 +123,22 @@ def run(arguments: argparse.Namespace, home: Path, broker: Broker) -> dict[str, 
     faults = Faults(home, broker, arguments.workers, arguments.seed, settings)
     kinds = ["kill"] * arguments.kills + ["stop"] * arguments.stops + ["broker"] * arguments.broker_kills
     faults.random.shuffle(kinds)
-    begun, lags = time.monotonic(), []
+    begun, lags, landed = time.monotonic(), [], 0
     try:
         with FeedbackProducer(kafka) as producer:
-            stream = Stream(producer)
+            stream = Stream(producer, arguments.events)
             identity = identify(kafka)
+            chunk = arguments.events // (len(kinds) + 1)
             for number, kind in enumerate(kinds, start=1):
-                chunk = arguments.events // (len(kinds) + 1)
-                stream.send_chunk(chunk * number)
-                time.sleep(faults.random.uniform(0.1, 0.7) * chunk / RATE)
-                waiting = _wait_for_lag(producer, home / "log", identity)
+                stream.allowed = chunk * number
+                time.sleep(faults.random.uniform(0.1, 1.0) * chunk / RATE)
+                waiting, landed = _wait_for_lag(faults, producer, identity, landed)
                 lags.append(waiting)
                 {"kill": faults.kill, "stop": faults.stop_and_continue, "broker": faults.kill_broker}[kind]()
                 _note(arguments, f"{number}/{len(kinds)} {kind} at lag {waiting}, {stream.sent} sent")
-                stream.wait()
-            stream.send_chunk(arguments.events)
-            stream.wait()
+            stream.finish()
             report = producer.flush(120)
-        _wait_landed(kafka, home / "log", timeout_s=240)
+        _wait_landed(faults, kafka, timeout_s=240)
         codes = faults.end()
     finally:
         for worker in faults.workers:
@@ -154,6 +156,7 @@ def run(arguments: argparse.Namespace, home: Path, broker: Broker) -> dict[str, 
         "broker_kills": arguments.broker_kills,
         "workers": arguments.workers,
         "least_lag_at_a_fault": min(lags, default=None),
+        "workers_revived": faults.revived,
         "worker_exit_codes": codes,
         "seconds": round(time.monotonic() - begun, 1),
     }
@@ -176,23 +179,27 @@ def count(log: Path, sent: list[str], undelivered: set[str]) -> dict[str, int]:
     }
 
 
-def _wait_for_lag(producer: FeedbackProducer, log: Path, identity: object) -> int:
-    """Until acknowledged events wait in Kafka; how many."""
-    deadline = time.monotonic() + 30
+def _wait_for_lag(
+    faults: Faults, producer: FeedbackProducer, identity: TopicIdentity, landed_before: int
+) -> tuple[int, int]:
+    """Until workers landed something since the last fault and something waits; how much waits, has landed."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        landed = sum(landed_offsets(log, identity).values())
+        faults.revive()
+        landed = sum(landed_offsets(faults.home / "log", identity).values())
         waiting = producer.report().acknowledged - landed
-        if waiting > 0:
-            return waiting
+        if waiting > 0 and landed > landed_before:
+            return waiting, landed
         time.sleep(0.01)
-    raise RuntimeError("no lag within 30 s: the fault would hit an idle pipeline; raise --events")
+    raise RuntimeError("no lag within 60 s: the fault would hit an idle pipeline; give more --events")
 
 
-def _wait_landed(kafka: KafkaSettings, log: Path, timeout_s: float) -> None:
+def _wait_landed(faults: Faults, kafka: KafkaSettings, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while lag(kafka, log).waiting:
+    while lag(kafka, faults.home / "log").waiting:
+        faults.revive()
         if time.monotonic() > deadline:
-            raise RuntimeError(f"still behind after {timeout_s} s: {lag(kafka, log)}")
+            raise RuntimeError(f"still behind after {timeout_s} s: {lag(kafka, faults.home / 'log')}")
         time.sleep(0.5)
 
 

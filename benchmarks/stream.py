@@ -61,6 +61,6 @@ def start_worker(
     }
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "align3gr", "ingest", *arguments],
+            [sys.executable, "-m", "align3gr", "--debug", "ingest", *arguments],
             stdout=file, stderr=file, stdin=subprocess.DEVNULL, env=environment,
         )  # fmt: skip

@@ -61,6 +61,7 @@ class Landing:
         self._clock = clock
         self._log: FeedbackLog | None = None
         self._identity: TopicIdentity | None = None
+        self._owned: frozenset[int] = frozenset()
         self._watermarks: dict[int, int] = {}
 
     def claim(self, identity: TopicIdentity, partitions: Iterable[int]) -> dict[int, int | None]:
@@ -68,9 +69,10 @@ class Landing:
         with _said(self._path):
             log = FeedbackLog.open(self._path, checkpoint_interval=self._settings.checkpoint_interval)
         self._log, self._identity = log, identity
+        self._owned = frozenset(partitions)
         self._watermarks = {}
         last: dict[int, int | None] = {}
-        for partition in partitions:
+        for partition in self._owned:
             mark = log.transaction_version(watermark_app(identity.life, identity.topic, partition))
             if mark is not None:
                 self._watermarks[partition] = mark
@@ -118,9 +120,11 @@ class Landing:
     ) -> int:
         moves = {offsets_app(identity.life, identity.topic, p): offset for p, offset in last.items()}
         moves |= {watermark_app(identity.life, identity.topic, p): mark for p, mark in marks.items()}
+        # The owner of the first partition tells the log how many there are: the watermark waits for all.
         counted = partitions_app(identity.life, identity.topic)
-        if (log.transaction_version(counted) or 0) < len(identity.partitions):
-            moves[counted] = len(identity.partitions)
+        number = len(identity.partitions)
+        if identity.partitions[0] in self._owned and (log.transaction_version(counted) or 0) < number:
+            moves[counted] = number
         with _said(self._path):
             version = log.append(rows, moves)
         self._watermarks.update(marks)

@@ -319,9 +319,13 @@ class IngestWorker:
     def _give_up_position(self) -> None:
         """The broker says a position is out of range: claim again when that may cure it, else say so."""
         self._generation = -1
-        if identify(self._kafka) != self._identity:
-            return  # the topic was made anew: it starts at its own zero
-        ends = reach(self._kafka)
+        try:
+            if identify(self._kafka) != self._identity:
+                return  # the topic was made anew: it starts at its own zero
+            ends = reach(self._kafka)
+        except (BrokerUnreachable, KafkaError) as error:
+            self._failed("position", error)
+            return
         for partition, position in self._next.items():
             if position > ends[partition].end:
                 raise OffsetsLost(
@@ -368,7 +372,9 @@ class IngestWorker:
             if caught_up and self._assignment.generation == self._generation:
                 self._thread.submit(self._landing.advance, caught_up, at_ms).result()
                 self._failures = 0
-        except (KafkaError, LogConflict, LogUnwritable) as error:
+        except KafkaError as error:
+            logger.info("watermark not advanced cause=%s", error)  # no answer: nobody knows who is caught up
+        except (LogConflict, LogUnwritable) as error:
             self._failed("watermark", error)
 
     def _close(self) -> None:

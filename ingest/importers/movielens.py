@@ -1,4 +1,4 @@
-"""MovieLens: ``ratings.parquet``, the published ``ratings.csv`` (+ ``movies.csv``), ``u.data`` (+ ``u.item``).
+"""MovieLens: ``ratings.parquet``, the published ``ratings.csv``, ``movies.csv``, ``u.data`` and ``u.item``.
 
 Ratings 0.5 to 5 become ``rating`` events. Level by the scale ``movielens``: from 4 liked, 3 and 3.5 neutral,
 to 2.5 disliked. Films become items: title (with the year, as published), genres as categories.

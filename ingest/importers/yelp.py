@@ -1,8 +1,8 @@
 """Yelp: the published ``yelp_academic_dataset_review.json`` (JSON lines), ``..._business.json`` beside it.
 
 A review becomes a ``review`` with its stars as value, under its own review_id. Level by the scale ``yelp``,
-the paper's: 4 and 5 liked, 2 and 3 neutral, 1 disliked. Businesses become items: name, categories, city. Dates
-carry no zone and are read as UTC.
+the paper's: 4 and 5 liked, 2 and 3 neutral, 1 disliked. Businesses become items: name, categories, city.
+Dates carry no zone and are read as UTC.
 """
 
 from datetime import UTC, datetime
