@@ -5,6 +5,7 @@ are summed in one message a step; what a process did not compute arrives the sam
 """
 
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,11 +19,17 @@ class Ranks:
 
     index: int = 0
     count: int = 1
+    local: int = 0
+    """Its number on this host: the GPU it takes."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes what all of them made."""
         return self.index == 0
+
+    def place(self, device: str) -> str:
+        """The device of this process for a round that runs on ``device``."""
+        return f"cuda:{self.local}" if device == "cuda" and self.count > 1 else device
 
     def share(self, numbers: list[int]) -> list[int]:
         """This process's part of a batch; the parts of all are the batch."""
@@ -56,11 +63,32 @@ class Ranks:
             torch.distributed.barrier()
 
 
+def launched() -> bool:
+    """Whether ``accelerate launch`` started this process."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch_command(device: str, *, gpus: int | None = None) -> list[str]:
+    """The front of a command line that runs a program on every GPU there is; empty where one process will do.
+
+    ``device``: auto and cuda take all GPUs, cpu and cuda:N need no launch. ``gpus``: torch's count.
+    """
+    if device not in ("auto", "cuda"):
+        return []
+    count = torch.cuda.device_count() if gpus is None else gpus
+    if not count:
+        return []
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    several = ["--multi_gpu"] if count > 1 else []
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    return [*launcher, "--num_processes", str(count), *plain, *several]
+
+
 def join_ranks(device: str) -> Ranks:
     """The place of this process among those that ``accelerate launch`` started; alone without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu")
-    return Ranks(state.process_index, state.num_processes)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    return Ranks(state.process_index, state.num_processes, state.local_process_index)

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -69,16 +70,18 @@ class RoundsTable:
         """The round's directory."""
         return self.directory / round_id
 
-    def create(self, state: RoundState) -> RoundState:
-        """Put a first state under the next free number; ``round_id`` and ``number`` are set here.
+    def create(self, first: Callable[[str, int], RoundState]) -> RoundState:
+        """Give a round the next free number: ``first(round_id, number)`` is its first state.
 
         The directory appears with its state in it or not at all.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name[1:]) for path in self._directories()), default=0)
+        for torn in self.directory.glob(".new-*"):
+            shutil.rmtree(torn)
         while True:
             number += 1
-            numbered = replace(state, round_id=f"r{number:04d}", number=number)
+            numbered = first(f"r{number:04d}", number)
             staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.directory))
             write_json(staging / _STATE, asdict(numbered))
             try:

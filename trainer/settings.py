@@ -162,6 +162,9 @@ class PreferenceSettings(BaseModel):
             raise ValueError("stages must name at least one stage")
         if len(set(names)) != len(names):
             raise ValueError("stages must have different names")
+        taken = {"dataset", "evaluate", "gate", "register", "ledger"} & set(names)
+        if taken:
+            raise ValueError(f"no stage can be called {taken.pop()}: a step of the round is")
         return self
 
 

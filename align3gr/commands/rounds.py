@@ -1,5 +1,231 @@
-"""Commands: rounds."""
+"""``align3gr round`` and ``align3gr scheduler``: learning from new feedback, once or on a timetable."""
+
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from align3gr.console import JsonOption, emit, say, session_of, settings_of
+
+if TYPE_CHECKING:
+    from align3gr.settings import Settings
+    from trainer.round_state import RoundState
+    from trainer.schedule import Surroundings
+    from trainer.workplace import Workplace
+
 app = typer.Typer()
+
+
+@app.command("round")
+def round_(
+    context: typer.Context,
+    resume: str | None = typer.Option(
+        None, help="Take up an unfinished round: its id, or 'last'.", metavar="ROUND"
+    ),
+    device: str | None = typer.Option(None, help="auto, cpu, cuda or cuda:N; a resume keeps its own."),
+    seed: int | None = typer.Option(None, min=0, help="Base of every random number of the round."),
+    as_json: bool = JsonOption,
+) -> None:
+    """One round: dataset, easy and hard stage, evaluation, gate, registry, promotion ledger.
+
+    With GPUs it runs under accelerate launch, one process each; on several hosts start it there yourself.
+    """
+    from trainer.ranks import join_ranks, launch_command, launched
+    from trainer.rounds import resume_round, start_round
+
+    settings = settings_of(context)
+    wanted = device or settings.trainer.round.device
+    _require_device(wanted)
+    if not launched() and (command := launch_command(wanted)):
+        import os
+        import sys
+
+        os.execv(command[0], [*command, "-m", "align3gr", *sys.argv[1:]])
+    ranks = join_ranks(wanted)
+    with _Progress(shown=not as_json and ranks.leads) as progress:
+        workplace = _workplace(settings, ranks=ranks, observe=progress)
+        last = workplace.rounds.last()
+        if resume is not None:
+            state = resume_round(workplace, last.round_id if resume == "last" and last else resume)
+        else:
+            if last is not None and last.status == "running" and ranks.leads:
+                say(f"round {last.round_id} was left unfinished: align3gr round --resume {last.round_id}")
+            state = start_round(workplace, seed=seed, device=device)
+    if ranks.leads:
+        emit(_facts(state), as_json, lambda: _text(state))
+
+
+@app.command()
+def scheduler(
+    context: typer.Context,
+    once: bool = typer.Option(False, help="Look once: run what is due now, then end."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Run rounds by cron or interval when enough new feedback has landed; keep the store tidy in between."""
+    from trainer.schedule import Scheduler
+
+    settings = settings_of(context)
+    child = _RoundProcess(session_of(context).settings_file)
+    workplace = _workplace(settings)
+    planned = Scheduler(workplace.rounds, settings.schedule, _surroundings(settings, workplace, child))
+    if once:
+        found = planned.refresh()
+        emit({"outcome": found.outcome, "why": found.why, "exit_code": found.exit_code}, as_json)
+        raise typer.Exit(1 if found.exit_code else 0)
+    import logging
+    import signal
+
+    from apscheduler.schedulers.blocking import BlockingScheduler
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    jobs = BlockingScheduler()
+    planned.attach(jobs, upkeep_every_s=settings.features.upkeep.every_s)
+
+    def stop(*_: object) -> None:
+        child.stop()
+        jobs.shutdown(wait=False)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    say(f"scheduler: first look {planned.first_run():%Y-%m-%d %H:%M:%S} UTC, state in {settings.home}")
+    jobs.start()
+
+
+def _workplace(settings: "Settings", **more: Any) -> "Workplace":
+    from trainer.workplace import Workplace
+
+    return Workplace(settings.home, settings.features, settings.policies, settings.trainer, **more)
+
+
+def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundProcess") -> "Surroundings":
+    from features.log import LogMissing
+    from features.upkeep import keep_up
+    from ingest.errors import IngestError
+    from ingest.lag import lag
+    from trainer.schedule import Surroundings
+
+    def feedback() -> int:
+        try:
+            return workplace.count_feedback(workplace.log().snapshot().files)
+        except LogMissing:
+            return 0
+
+    def waiting() -> int | None:
+        try:
+            return lag(settings.kafka, settings.home / "log").waiting
+        except IngestError as error:
+            say(f"scheduler: {error}")
+            return None
+
+    def upkeep() -> None:
+        try:
+            log = workplace.log()
+        except LogMissing:
+            return
+        keep_up(log, settings.home / "datasets", settings.home / "upkeep.lock", settings.features.upkeep)
+
+    return Surroundings(
+        feedback=feedback, lag=waiting, run_round=child.run, upkeep=upkeep, clock=workplace.clock
+    )
+
+
+class _RoundProcess:
+    """Runs ``align3gr round`` as a process of its own: what ends it does not end the scheduler."""
+
+    def __init__(self, settings_file: Any) -> None:
+        self._options = [] if settings_file is None else ["--settings", str(settings_file)]
+        self._process: Any = None
+        self._stopping = False
+
+    def run(self, resume: str | None) -> int:
+        """Run it to its end; its exit code, negative when a signal ended it."""
+        import subprocess
+        import sys
+
+        if self._stopping:
+            return 0
+        arguments = ["round", "--json", *(["--resume", resume] if resume else [])]
+        self._process = subprocess.Popen([sys.executable, "-m", "align3gr", *self._options, *arguments])
+        return int(self._process.wait())
+
+    def stop(self) -> None:
+        """End a running round; it is resumed when the scheduler comes back."""
+        self._stopping = True
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+
+class _Progress:
+    """A bar a step on standard error, where a person looks on."""
+
+    def __init__(self, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=console, disable=not (shown and console.is_terminal),
+        )  # fmt: skip
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        for name, task in self._tasks.items():
+            if name != step and not self._bars.tasks[task].finished:
+                self._bars.update(task, total=1, completed=1)
+        if step not in self._tasks:
+            self._tasks[step] = self._bars.add_task(step, total=None)
+        self._bars.update(self._tasks[step], completed=done, total=total or None)
+
+
+def _require_device(wanted: str) -> None:
+    """A wrong --device is told apart from a GPU that is not there."""
+    import re
+
+    from features.errors import BadInput
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise BadInput(f"device {wanted}: choose auto, cpu, cuda or cuda:N")
+
+
+def _facts(state: "RoundState") -> dict[str, Any]:
+    steps = state.steps
+    stages = {
+        name: {key: facts[key] for key in ("samples", "steps", "first", "last") if key in facts} or facts
+        for name, facts in steps.items()
+        if "last" in facts or "skipped" in facts
+    }
+    return {
+        "round": state.round_id,
+        "outcome": state.outcome,
+        "why": state.message,
+        "version": steps["register"]["version"],
+        "parent": state.parent,
+        "dataset_id": steps["dataset"]["dataset_id"],
+        "stages": stages,
+        "evaluation": steps["evaluate"],
+        "seed": state.seed,
+        "device": state.device,
+        "started_at": state.started_at,
+        "ended_at": state.ended_at,
+    }
+
+
+def _text(state: "RoundState") -> str:
+    lines = [f"round {state.round_id}: {state.steps['register']['version']} {state.outcome}: {state.message}"]
+    for name, facts in state.steps.items():
+        if "skipped" in facts:
+            lines.append(f"  {name:<8} skipped: {facts['skipped']}")
+        elif "last" in facts:
+            first, last = facts["first"], facts["last"]
+            lines.append(
+                f"  {name:<8} {facts['samples']} samples, {facts['steps']} steps, loss {first['loss']:.3f} "
+                f"-> {last['loss']:.3f}, margin {last['rewards/margins']:.2f}"
+            )
+    return "\n".join(lines)

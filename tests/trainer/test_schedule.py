@@ -65,9 +65,9 @@ class World:
         return 0
 
 
-def a_state(feedback: int = 0) -> RoundState:
-    return RoundState(
-        round_id="", number=0, seed=1, device="cpu", threads=1, parent="v1", log_version=3,
+def a_state(feedback: int = 0) -> Callable[[str, int], RoundState]:
+    return lambda round_id, number: RoundState(
+        round_id=round_id, number=number, seed=1, device="cpu", threads=1, parent="v1", log_version=3,
         feedback=feedback, started_at=datetime.now(UTC).isoformat(), settings={},
     )  # fmt: skip
 

@@ -215,7 +215,8 @@ def _references(learner: Learner, samples: Samples, run: StageRun) -> tuple[str,
     from safetensors.torch import load_file, save_file
 
     policy = learner.policy
-    facts = [policy.manifest.model_dump_json(), samples.fingerprint, policy.device.type]
+    base = policy.base.sha256 if policy.base is not None else None
+    facts = [base, policy.manifest.files, samples.fingerprint, policy.device.type]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     file = run.out_dir / f"references-{key[:16]}.safetensors"
     if file.exists():

@@ -1,0 +1,134 @@
+"""A round: dataset -> stages (easy, hard) -> evaluation -> gate -> registry -> ledger, resumable anywhere.
+
+One idea: a round is a list of named steps over a state on disk (``round_steps``). Each step is deterministic
+in what the state pins, or finds out by itself that it was done before a kill; so redoing an unfinished step
+is always right, and a resumed round ends as an uninterrupted one would have.
+
+The parent is the ledger's reference at the round's start, whoever put it there, a rollback included. The
+lease is held by the process that runs the round, for as long as it runs.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+
+from features.errors import BadInput
+
+from .errors import TrainerError
+from .lease import Lease
+from .round_state import RoundsTable, RoundState, ended
+from .round_steps import RoundSteps
+from .workplace import Workplace
+
+log = logging.getLogger(__name__)
+
+
+class NothingToImprove(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
+    """No policy is the reference yet, so there is none to continue from."""
+
+
+class RoundIsOver(TrainerError, BadInput):  # noqa: N818
+    """The round to resume has ended."""
+
+
+def start_round(workplace: Workplace, *, seed: int | None = None, device: str | None = None) -> RoundState:
+    """Run a new round to its end; returns its last state.
+
+    ``seed``: default the settings' plus the round's number; ``device``: default the settings'. Raises
+    RoundRunning while another round runs, NothingToImprove without a reference, LogMissing, and what the
+    steps raise: an error that is bad input (an empty log, too few likes) ends the round as failed, any other
+    leaves it to be resumed.
+    """
+    with _lease(workplace):
+        state = _first_state(workplace, seed, device) if workplace.ranks.leads else None
+        workplace.ranks.wait()
+        return _run(workplace, state or _newest(workplace.rounds))
+
+
+def resume_round(workplace: Workplace, round_id: str) -> RoundState:
+    """Take up a round that was killed, from its last finished step and with the settings it began with.
+
+    Raises RoundRunning, UnknownRound, RoundIsOver, and what the steps raise.
+    """
+    with _lease(workplace):
+        state = workplace.rounds.read(round_id)
+        if state.status != "running":
+            raise RoundIsOver(
+                f"round {round_id} has ended ({state.outcome or state.status}): start a new one with "
+                "`align3gr round`"
+            )
+        return _run(workplace.with_settings(state.settings), state)
+
+
+@contextmanager
+def _lease(workplace: Workplace) -> Iterator[None]:
+    """Held by the leading process for all of them."""
+    with Lease(workplace.rounds.directory).held() if workplace.ranks.leads else nullcontext():
+        yield
+
+
+def _newest(rounds: RoundsTable) -> RoundState:
+    state = rounds.last()
+    if state is None:
+        raise TrainerError("the leading process made no round: see what it said")
+    return state
+
+
+def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> RoundState:
+    """Pin what the round depends on and give it its number."""
+    parent = workplace.ledger.reference()
+    if parent is None:
+        raise NothingToImprove(
+            "no policy is the reference yet: make a base policy with `align3gr sft`, then "
+            "`align3gr policy promote` it"
+        )
+    wanted = workplace.trainer.round
+    snapshot = workplace.log().snapshot()
+    feedback = workplace.count_feedback(snapshot.files)
+    place = _device(device or wanted.device)
+    state = workplace.rounds.create(
+        lambda round_id, number: RoundState(
+            round_id=round_id,
+            number=number,
+            seed=wanted.seed + number if seed is None else seed,
+            device=place,
+            threads=wanted.threads or torch.get_num_threads(),
+            parent=parent,
+            log_version=snapshot.version,
+            feedback=feedback,
+            started_at=workplace.clock().isoformat(),
+            settings=workplace.settings_as_json(),
+        )
+    )
+    log.info("round start round=%s parent=%s log_version=%d", state.round_id, state.parent, state.log_version)
+    return state
+
+
+def _device(wanted: str) -> str:
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(
+            f"device {wanted}: torch sees no GPU here; use --device cpu, or install torch for CUDA"
+        )
+    return wanted
+
+
+def _run(workplace: Workplace, state: RoundState) -> RoundState:
+    torch.set_num_threads(state.threads)
+    workplace.ranks.wait()  # everyone has read the state before the first step changes it
+    if not workplace.ranks.leads:
+        return RoundSteps(workplace, state).run_together()
+    rounds = workplace.rounds
+    state = rounds.write(replace(state, attempts=state.attempts + 1))
+    try:
+        state = RoundSteps(workplace, state).run()
+    except BadInput as error:
+        so_far = rounds.read(state.round_id)
+        rounds.write(ended(so_far, "failed", workplace.clock(), outcome=None, message=str(error)))
+        raise
+    workplace.registry.mirror(workplace.ledger)
+    return state
