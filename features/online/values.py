@@ -80,7 +80,7 @@ def user_values(
     for name, table in tables.items():
         con.register(name, table)
     try:
-        return con.execute(_query("online_users")).to_arrow_table()
+        return con.sql(_query("online_users")).to_arrow_table()
     finally:
         for name in tables:
             con.unregister(name)
@@ -102,7 +102,7 @@ def item_values(
     view_of(con, "whole_log", snapshot)
     con.register("touched_items", pa.table({"item_id": pa.array(item_ids or [], pa.string())}))
     try:
-        return con.execute(_query("online_items"), {"everything": item_ids is None}).to_arrow_table()
+        return con.sql(_query("online_items"), params={"everything": item_ids is None}).to_arrow_table()
     finally:
         con.unregister("touched_items")
 
