@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_PROMETHEUS = ("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR")
+
 TEMPLATE = Path(__file__).with_name("feature_store.yaml")
 
 
@@ -37,13 +39,7 @@ def open_store(folder: Path, settings: OnlineSettings) -> "FeatureStore":
 
     Raises OnlineUnavailable when Feast is not installed or the store cannot be reached.
     """
-    os.environ["FEAST_USAGE"] = "False"
-    try:
-        from feast import FeatureStore
-    except ImportError as error:
-        raise OnlineUnavailable(
-            f"Feast cannot be imported ({error}); install the 'online' extra of align3gr"
-        ) from error
+    FeatureStore = _feast()  # noqa: N806 - it is the class
     folder = folder.resolve()
     exports = folder / "exports"
     exports.mkdir(parents=True, exist_ok=True)
@@ -81,6 +77,24 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
                 f"another process already follows the log into {path.parent}; stop it or let it work"
             ) from error
         yield
+
+
+def _feast() -> type["FeatureStore"]:
+    """The class, without what its import does to the process: usage statistics, and a Prometheus folder that
+    would make this process and its children keep their own metrics in files.
+    """
+    os.environ["FEAST_USAGE"] = "False"
+    kept = {name: os.environ.get(name) for name in _PROMETHEUS}
+    try:
+        from feast import FeatureStore
+    except ImportError as error:
+        raise OnlineUnavailable(
+            f"Feast cannot be imported ({error}); install the 'online' extra of align3gr"
+        ) from error
+    for name, value in kept.items():
+        if value is None:
+            os.environ.pop(name, None)
+    return FeatureStore
 
 
 def _configuration(folder: Path, settings: OnlineSettings) -> str:

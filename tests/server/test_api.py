@@ -98,7 +98,9 @@ def test_a_known_user_gets_unseen_items_from_the_policy_and_the_slate_is_recorde
 
 
 def test_an_unknown_user_gets_what_is_popular(runtime: Runtime) -> None:
-    slate = run(_ask(runtime.start(), "POST", "/recommendations", json={"user_id": "stranger", "k": 4})).json()
+    slate = run(
+        _ask(runtime.start(), "POST", "/recommendations", json={"user_id": "stranger", "k": 4})
+    ).json()
     assert [item["item_id"] for item in slate["items"]] == item_ids(4)
     assert {item["source"] for item in slate["items"]} == {"popularity"}
 

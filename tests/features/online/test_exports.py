@@ -1,4 +1,4 @@
-"""The past of the online features: Feast's historical retrieval equals the point-in-time query over the log."""
+"""The past of the online features: Feast's historical retrieval equals the point-in-time query."""
 
 import random
 from datetime import timedelta
