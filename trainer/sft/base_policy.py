@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -64,8 +65,9 @@ def train_sft(
 
     ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
     of a preset. ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
-    ``checkpoint``: directory for the state of an interrupted run; a call with the same input continues it and
-    ends with the weights of an uninterrupted one. Same input and seed: same weights (CPU, same threads).
+    ``checkpoint``: folder for the state of an interrupted run; a call with the same input continues it and
+    ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
+    weights (CPU, same threads).
 
     Raises CannotTrain when no history has two known items or the backbone cannot be used, PolicyRefused for a
     codec that cannot be read or an ``out`` that exists.
@@ -85,6 +87,8 @@ def train_sft(
     )
     tokens = token_map(PromptTokens(backbone.tokenizer, codec))
     rate = settings.learning_rate or backbone.learning_rate
+    key = run_key(codec, indexed, settings, texts)
+    state = None if checkpoint is None else checkpoint / key[:16]
     trained = train_next_item(
         backbone.model,
         windows,
@@ -92,8 +96,8 @@ def train_sft(
         settings,
         learning_rate=rate,
         device=device,
-        checkpoint=checkpoint,
-        run_key=run_key(codec, indexed, settings, texts),
+        checkpoint=state,
+        run_key=key,
         progress=progress,
     )
     report = SftReport(
@@ -118,6 +122,8 @@ def train_sft(
         popularity=by_popularity(histories) if popularity is None else popularity,
         lineage=merged(facts, lineage or {}),
     )
+    if state is not None:
+        shutil.rmtree(state, ignore_errors=True)
     return report
 
 

@@ -21,18 +21,18 @@ FloatArray = npt.NDArray[np.float32]
 
 
 def item_texts(items: pa.Table) -> list[str]:
-    """One text an item: title, then text, then categories, of a table with ``item_id`` and any of these.
+    """One text an item, as ``features.catalogue.Item.words``: title, categories, text, joined by ". ".
 
-    Missing columns and nulls count as empty; list-valued categories are joined.
+    Of a table with ``item_id`` and any of these columns; missing columns and nulls count as empty.
     """
     columns = [
-        items.column(name).to_pylist()
-        for name in ("title", "text", "categories")
-        if name in items.column_names
+        items.column(name).to_pylist() if name in items.column_names else [None] * items.num_rows
+        for name in ("title", "categories", "text")
     ]
     return [
-        " ".join(" ".join(_words(cell) for cell in row).split()) for row in zip(*columns, strict=True)
-    ] or [""] * items.num_rows
+        ". ".join(part for part in (title or "", ", ".join(categories or ()), text or "") if part.strip())
+        for title, categories, text in zip(*columns, strict=True)
+    ]
 
 
 def require_text(item_ids: Sequence[str], texts: Sequence[str]) -> None:
@@ -104,11 +104,3 @@ def _weights(
     counts.data = (1 + np.log(counts.data)) * idf[counts.indices]
     norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1))).ravel()
     return sparse.diags(np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)) @ counts
-
-
-def _words(cell: object) -> str:
-    if cell is None:
-        return ""
-    if isinstance(cell, list | tuple):
-        return " ".join(_words(part) for part in cell)
-    return str(cell)

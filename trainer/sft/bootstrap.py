@@ -1,0 +1,80 @@
+"""From the store to a policy in service: train the base policy, register it, promote the very first."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from policies.ledger import PromotionLedger
+from policies.registry import Registry
+from trainer.errors import CannotTrain
+from trainer.settings import SftSettings
+from trainer.tokenization.text import item_texts
+from trainer.training_input import TrainingInput
+
+from .base_policy import SftReport, train_sft
+from .training import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bootstrapped:
+    """The base policy as registered."""
+
+    version: str
+    promoted: bool
+    """Whether it became the reference; only where there was none."""
+    report: SftReport
+
+
+def bootstrap(
+    home: Path,
+    given: TrainingInput,
+    settings: SftSettings,
+    registry: Registry,
+    ledger: PromotionLedger,
+    *,
+    who: str,
+    clock: Callable[[], datetime],
+    codec: Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> Bootstrapped:
+    """Train on ``given`` with the codec ``home/codec`` (or ``codec``), register, promote if nothing is yet.
+
+    Killed and called again with the same input, it continues from its last checkpoint (``home/sft``). With a
+    reference in force the new policy is only registered: whether it replaces the other, a person decides.
+
+    Raises CannotTrain without a codec, and what ``train_sft`` raises.
+    """
+    codec = home / "codec" if codec is None else codec
+    if not codec.is_dir():
+        raise CannotTrain(f"there is no codec at {codec}; fit one with `align3gr tokenize`")
+    staging = registry.staging()
+    report = train_sft(
+        codec,
+        given.histories,
+        settings,
+        staging,
+        texts=item_texts(given.items),
+        popularity=given.popularity,
+        version=staging.name,
+        lineage={
+            "parent": None,
+            "created_at": clock().isoformat(),
+            "log_version": given.log_version,
+            "watermark": None if given.watermark is None else given.watermark.isoformat(),
+        },
+        device=device,
+        checkpoint=home / "sft",
+        progress=progress,
+    )
+    version = registry.register(staging)
+    promoted = ledger.reference() is None
+    if promoted:
+        ledger.promote(version, expects=None, who=who, why="the first base policy")
+    log.info("base policy registered version=%s promoted=%s", version, promoted)
+    registry.mirror(ledger)
+    return Bootstrapped(version, promoted, report)

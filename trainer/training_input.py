@@ -1,0 +1,75 @@
+"""What tokenization and SFT start from: the catalogue and every user's history, at one version of the log."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from features.catalogue import Catalogue
+from features.duck import connect
+from features.histories import histories
+from features.log import FeedbackLog, LogMissing
+from features.settings import FeatureSettings
+
+from .errors import CannotTrain
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """One reading of the store."""
+
+    items: pa.Table
+    """The catalogue (features.catalogue.CATALOGUE_SCHEMA), delisted items too: histories hold them."""
+    histories: list[list[str]]
+    """Item ids that each user engaged with, oldest first; one entry a user, by user id."""
+    popularity: list[str]
+    """Item ids, most liked first."""
+    log_version: int | None
+    """Version of the feedback log; none when there is no log."""
+    watermark: datetime | None
+
+
+def read_training_input(
+    home: Path, settings: FeatureSettings, *, before: datetime | None = None, need_feedback: bool = True
+) -> TrainingInput:
+    """Catalogue and histories under ``home``, only what occurred ``before`` when given.
+
+    Raises CatalogueMissing, CannotTrain for an empty catalogue and, where ``need_feedback``, LogMissing or
+    CannotTrain when nobody engaged with anything.
+    """
+    items = Catalogue.open(home / "catalogue", create=False).items(listed_only=False)
+    if items.num_rows == 0:
+        raise CannotTrain("the catalogue is empty; load items with `align3gr catalogue load FILE`")
+    try:
+        snapshot = FeedbackLog.open(home / "log", create=False).snapshot()
+    except LogMissing:
+        if need_feedback:
+            raise
+        return TrainingInput(items, [], [], None, None)
+    found = pa.table({"item_ids": [], "levels": []})
+    if snapshot.files:
+        with connect(settings) as con:
+            found = histories(con, snapshot, settings, before=before)
+    if found.num_rows == 0 and need_feedback:
+        raise CannotTrain(
+            "the feedback log holds no engagement yet (likes, clicks, ratings, purchases); "
+            "publish feedback and run `align3gr ingest`, or replay a dataset"
+        )
+    sequences = found.column("item_ids").to_pylist()
+    levels = found.column("levels").to_pylist()
+    return TrainingInput(
+        items, sequences, most_liked(sequences, levels), snapshot.version, snapshot.watermark
+    )
+
+
+def most_liked(histories: Sequence[Sequence[str]], levels: Sequence[Sequence[int | None]]) -> list[str]:
+    """Items by number of users who like them, then by number who engaged with them; ties alphabetical."""
+    liked: Counter[str] = Counter()
+    met: Counter[str] = Counter()
+    for items, marks in zip(histories, levels, strict=True):
+        met.update(items)
+        liked.update(item for item, level in zip(items, marks, strict=True) if level == 1)
+    return sorted(met, key=lambda item: (-liked[item], -met[item], item))
