@@ -70,6 +70,8 @@ def save_adapter(model: Any, directory: Path, base: Base) -> None:
     config = directory / "adapter_config.json"
     facts = json.loads(config.read_text(encoding="utf-8"))
     facts["base_model_name_or_path"] = f"../{base.version}/model"
+    if isinstance(facts.get("target_modules"), list):
+        facts["target_modules"].sort()  # a set in peft: the same adapter is the same bytes in every process
     config.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
 
 
