@@ -19,6 +19,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from .errors import BadInput, FeaturesError
 from .interactions import Id
+from .space import require_space
 
 CATALOGUE_SCHEMA = pa.schema(
     [
@@ -170,10 +171,12 @@ class Catalogue:
             after = known | wanted
             if changes:
                 revision += 1
+                rows = _rows(changes, revision, now)
                 try:
+                    require_space(self._uri, rows.nbytes)
                     write_deltalake(
                         handle,
-                        _rows(changes, revision, now),
+                        rows,
                         mode="append",
                         commit_properties=CommitProperties(app_transactions=[Transaction(_APP, revision)]),
                     )

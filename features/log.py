@@ -20,6 +20,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from .errors import BadInput, FeaturesError
+from .space import require_space
 from .transactions import TransactionReader
 
 LOG_SCHEMA = pa.schema(
@@ -202,6 +203,7 @@ class FeedbackLog:
         if not table.num_rows and not transactions:
             return self.version
         try:
+            require_space(self._uri, table.nbytes)
             write_deltalake(
                 self._table,
                 table,

@@ -181,7 +181,7 @@ def read_mapping(file: Path) -> EventMapping:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UnusableMapping(f"mapping {file}: {key}: {first['msg']}; see docs/events.md") from error
+        raise UnusableMapping(f"mapping {file}: {key}: {first['msg']}; see docs/producer.md") from error
 
 
 def _reach(theirs: dict[str, Any], path: str) -> Any:

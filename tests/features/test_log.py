@@ -1,5 +1,6 @@
 """The feedback log: offsets travel with the rows, a stale writer is refused, snapshots are pinned."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -218,3 +219,16 @@ def test_a_store_that_cannot_be_written_is_an_error_and_loses_nothing(
     assert log.transaction_version(P0) == 0
     log.append(rows(1), {P0: 1})
     assert offsets_in(con, log) == [0, 1]
+
+
+def test_a_write_that_cannot_fit_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FeedbackLog.open(tmp_path / "log")
+    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(LogUnwritable, match="No space left"):
+        log.append(rows(0), {})
+    monkeypatch.undo()
+    log.append(rows(0), {})
+    assert log.version == 1

@@ -1,0 +1,18 @@
+"""Room on the disk, asked for before a write.
+
+Delta's writer survives a full disk without damage, but its threads panic onto standard error; a write that
+cannot fit is refused before it starts.
+"""
+
+import errno
+import os
+import shutil
+
+_SPARE_BYTES = 256 << 10
+"""For the commit, the checkpoint and the footer of the file."""
+
+
+def require_space(uri: str, nbytes: int) -> None:
+    """Raise OSError (ENOSPC) when the local folder ``uri`` has no room for ``nbytes``. Stores are not asked."""
+    if "://" not in uri and shutil.disk_usage(uri).free < nbytes + _SPARE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)
