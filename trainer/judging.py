@@ -4,6 +4,7 @@ The file is all that the decision depends on, so a decision can be taken again a
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from features.cases import EvaluationCases, evaluation_cases
-from policies.gate import Floats, GateInput, PolicyFigures
+from features.cases import evaluation_cases
+from policies.gate import GateInput, PolicyFigures
 from policies.policy import Policy
 
+from .evaluation import POPULAR_SHARE, cases_of, gate_figures
 from .round_state import RoundState, write_json
 from .workplace import Workplace
 
@@ -40,16 +42,18 @@ def measure(
         stop_share=stop_share,
         since=since,
     )
+    slates, ranking = cases_of(cases.slates, cases.ranking)
+    users = sorted({case.user_id for case in slates} | {case.user_id for case in ranking})
     anchor = workplace.ledger.anchor()
-    directories = {"candidate": candidate, "reference": workplace.registry.path(state.parent)}
+    parent = workplace.registry.path(state.parent)
+    directories = {"candidate": candidate, "reference": parent}
     if anchor is not None and anchor != state.parent:
         directories["anchor"] = workplace.registry.path(anchor)
+    popular = _most_popular(parent, eligible)
     figures: dict[str, PolicyFigures] = {}
-    users: tuple[str, ...] = ()
     base: Policy | None = None
     for done, (role, directory) in enumerate(directories.items()):
-        if workplace.observe is not None:
-            workplace.observe("evaluate", done, len(directories))
+        _tell(workplace, done, len(directories))
         policy = Policy.load(
             directory,
             device=workplace.ranks.place(state.device),
@@ -57,8 +61,9 @@ def measure(
             share_base_with=base,
         )
         base = base or policy
-        users, figures[role] = _figures(policy, cases, eligible)
-    given = GateInput(users, figures["candidate"], figures["reference"], figures.get("anchor"))
+        figures[role] = gate_figures(policy, slates, ranking, users, eligible=eligible, popular=popular)
+    _tell(workplace, len(directories), len(directories))
+    given = GateInput(tuple(users), figures["candidate"], figures["reference"], figures.get("anchor"))
     write_gate_input(out, given)
     means = {role: _means(one) for role, one in figures.items()}
     return {**means, "users": len(users), "anchor_version": anchor}
@@ -79,6 +84,11 @@ def read_gate_input(path: Path) -> GateInput:
         reference=_read_figures(raw["reference"]),
         anchor=_read_figures(anchor) if anchor is not None else None,
     )
+
+
+def _tell(workplace: Workplace, done: int, total: int) -> None:
+    if workplace.observe is not None:
+        workplace.observe("evaluate", done, total)
 
 
 def _read_figures(raw: dict[str, Any]) -> PolicyFigures:
@@ -107,42 +117,9 @@ def _means(figures: PolicyFigures) -> dict[str, float]:
     return means
 
 
-def _figures(
-    policy: Policy, cases: EvaluationCases, eligible: list[str]
-) -> tuple[tuple[str, ...], PolicyFigures]:
-    """Slate ranking and NDCG@10 of one policy; trainer.evaluation takes this over when it is there."""
-    import math
-
-    import torch
-
-    from policies.policy import UserContext
-    from policies.prompt import prompt_ids
-    from policies.scoring import answer_log_probs, pack
-
-    users = tuple(sorted({*cases.slates["user_id"].to_pylist(), *cases.ranking["user_id"].to_pylist()}))
-    place = {user: row for row, user in enumerate(users)}
-    slate: list[list[float]] = [[] for _ in users]
-    full: list[list[float]] = [[] for _ in users]
-    for row in cases.slates.to_pylist():
-        prompt = prompt_ids(policy.tokens, row["history"])
-        with torch.no_grad():
-            batch = pack([prompt], [[policy.tokens.answer(i) for i in row["items"]]], policy.tokens.pad)
-            scores = answer_log_probs(policy.model, batch)[0].tolist()
-        liked = [s for s, level in zip(scores, row["levels"], strict=True) if level == 1]
-        other = [s for s, level in zip(scores, row["levels"], strict=True) if level is not None and level < 1]
-        slate[place[row["user_id"]]].append(float(np.mean([a > b for a in liked for b in other])))
-    ranking = cases.ranking.to_pylist()
-    contexts = [UserContext(row["user_id"], tuple(row["history"])) for row in ranking]
-    lists = policy.recommend(contexts, 10, eligible=eligible, exclude_seen=False)
-    shown: list[str] = []
-    for row, found in zip(ranking, lists, strict=True):
-        ids = [one.item_id for one in found]
-        shown += ids
-        gain = 1 / math.log2(2 + ids.index(row["target"])) if row["target"] in ids else 0.0
-        full[place[row["user_id"]]].append(gain)
-    per_user = {
-        "slate": np.array([np.mean(one) if one else np.nan for one in slate]),
-        "full": np.array([np.mean(one) if one else np.nan for one in full]),
-    }
-    coverage = len(set(shown)) / len(eligible)
-    return users, PolicyFigures(policy.version, per_user, coverage, 1.0, None)
+def _most_popular(directory: Path, eligible: Collection[str]) -> list[str]:
+    """The eligible items that a policy knows as the most popular 1% (one at least)."""
+    allowed = set(eligible)
+    named = json.loads((directory / "popularity.json").read_text(encoding="utf-8"))
+    count = max(1, round(POPULAR_SHARE * len(allowed)))
+    return [item for item in named if item in allowed][:count]

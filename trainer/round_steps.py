@@ -16,7 +16,9 @@ from typing import Any
 
 from features.catalogue import Catalogue
 from features.datasets import PreferenceDataset
+from features.duck import connect
 from features.errors import BadInput
+from features.histories import histories
 from policies.directory import read_manifest, write_manifest
 from policies.gate import decide
 from policies.ledger import LedgerConflict, PromotionHeld
@@ -27,9 +29,12 @@ from .judging import measure, read_gate_input
 from .preference.stage import METRICS, NotEnoughSamples, StageRun, run_stage
 from .round_state import RoundState, ended, write_json
 from .settings import StageSettings
+from .training_input import most_liked
 from .workplace import Workplace
 
 log = logging.getLogger(__name__)
+
+_ELIGIBLE, _POPULAR = "eligible.json", "popularity.json"
 
 
 class NoStageRan(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
@@ -86,11 +91,11 @@ class RoundSteps:
     def _dataset(self) -> dict[str, Any]:
         """Both stages' samples at the pinned log version, and the items that may be recommended."""
         workplace = self.workplace
-        eligible = self.directory / "eligible.json"
-        if not eligible.exists():
-            write_json(eligible, self._listed())
+        snapshot = workplace.log().snapshot(self.state.log_version)
+        if not (self.directory / _ELIGIBLE).exists():
+            write_json(self.directory / _ELIGIBLE, self._listed())
         dataset = PreferenceDataset.build(
-            workplace.log().snapshot(self.state.log_version),
+            snapshot,
             workplace.features,
             workplace.home / "datasets",
             gate_share=workplace.policies.gate.share,
@@ -98,6 +103,10 @@ class RoundSteps:
             clock=workplace.clock,
             progress=partial(self._observe, "dataset"),
         )
+        with connect(workplace.features) as con:
+            found = histories(con, snapshot, workplace.features)
+        popular = most_liked(found.column("item_ids").to_pylist(), found.column("levels").to_pylist())
+        write_json(self.directory / _POPULAR, popular)
         counts = {name: stage.by_role for name, stage in dataset.manifest.stages.items()}
         return {"dataset_id": dataset.dataset_id, "samples": counts}
 
@@ -124,6 +133,7 @@ class RoundSteps:
                     observe=partial(self._observe, stage.name),
                 ),
                 stop_table=dataset.stage(stage.data, "stop") if self._stop_share() else None,
+                popularity=self._read(_POPULAR),
                 lineage={"parent": self.state.parent, "dataset_id": dataset.dataset_id},
             )
         except NotEnoughSamples as few:
@@ -139,7 +149,7 @@ class RoundSteps:
             candidate=self._policy_before(None),
             since=self._built().manifest.since,
             stop_share=self._stop_share(),
-            eligible=json.loads((self.directory / "eligible.json").read_text(encoding="utf-8")),
+            eligible=self._read(_ELIGIBLE),
             out=self.directory / "gate_input.json",
         )
 
@@ -226,6 +236,10 @@ class RoundSteps:
         """Users are set aside for early stopping only where it is on."""
         trainer = self.workplace.trainer
         return trainer.round.stop_share if trainer.preference.patience else 0.0
+
+    def _read(self, name: str) -> list[str]:
+        items: list[str] = json.loads((self.directory / name).read_text(encoding="utf-8"))
+        return items
 
     def _listed(self) -> list[str]:
         catalogue = Catalogue.open(self.workplace.home / "catalogue", create=False)

@@ -65,7 +65,7 @@ def make_home(home: Path) -> Path:
     return home
 
 
-def add_feedback(home: Path, seed: int, users: int = 60, slates: int = 3) -> int:
+def add_feedback(home: Path, seed: int, users: int = 48, slates: int = 2) -> int:
     """Land one more batch of sampled slates and their reactions; returns the log's version."""
     log = FeedbackLog.open(home / "log")
     app, mark = offsets_app("test", "interactions", 0), watermark_app("test", "interactions", 0)

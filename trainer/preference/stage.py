@@ -9,7 +9,7 @@ directory of kind adapter, on the same base.
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,12 +93,14 @@ def run_stage(
     run: StageRun,
     *,
     stop_table: pa.Table | None = None,
+    popularity: Sequence[str] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> StageResult:
     """Train the policy in ``start`` on ``table`` and write the result to ``run.out_dir/policy``.
 
     ``table``: a PreferenceDataset's stage. ``stop_table``: samples of the stop users, for
-    ``settings.patience``. ``metrics.jsonl`` gets one line a step, as it happens. A policy that is there
+    ``settings.patience``. ``popularity``: the new policy's, most liked first; default the old one's.
+    ``metrics.jsonl`` gets one line a step, as it happens. A policy that is there
     already is refused: clear the directory to run the stage again (the references may stay).
 
     Deterministic on CPU for a given seed and number of threads. Raises NotEnoughSamples below the stage's
@@ -142,7 +144,7 @@ def run_stage(
             model=learner.model,
             tokenizer=policy.tokenizer,
             codec=policy.codec,
-            popularity=json.loads((start / "popularity.json").read_text(encoding="utf-8")),
+            popularity=_popularity_of(start) if popularity is None else popularity,
             base=policy.base,
             lineage={**(lineage or {}), "metrics": {stage.name: result.last}},
         )
@@ -210,13 +212,19 @@ def _stop_samples(table: pa.Table | None, policy: Policy, settings: PreferenceSe
     return samples if len(samples) else None
 
 
+def _popularity_of(directory: Path) -> list[str]:
+    items: list[str] = json.loads((directory / "popularity.json").read_text(encoding="utf-8"))
+    return items
+
+
 def _references(learner: Learner, samples: Samples, run: StageRun) -> tuple[str, Responses]:
     """Key and log-probabilities of the policy as it is now: read from disk, or computed and kept there."""
     from safetensors.torch import load_file, save_file
 
     policy = learner.policy
     base = policy.base.sha256 if policy.base is not None else None
-    facts = [base, policy.manifest.files, samples.fingerprint, policy.device.type]
+    weights = {n: h for n, h in policy.manifest.files.items() if n.endswith(".safetensors")}
+    facts = [base, weights, samples.fingerprint, policy.device.type]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     file = run.out_dir / f"references-{key[:16]}.safetensors"
     if file.exists():
