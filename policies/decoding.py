@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from .attention import attention_argument
+from .errors import PoliciesError
 from .trie import ScidTrie
 
 NOBODY = -float("inf")
@@ -123,7 +124,7 @@ def beam_search(
 ) -> Found:
     """The k best items of each user by log pi. Ties go to the smaller SCID; no randomness.
 
-    ``beam`` prefixes are kept at each level (at least k).
+    ``beam`` prefixes are kept at each level (at least k). Raises PoliciesError when the model computes NaN.
     """
     search = _Search(model, trie, prompts, pad_id)
     scores = torch.zeros(len(prompts), 1, device=search.device)
@@ -152,7 +153,8 @@ def sample_slates(
 ) -> Found:
     """k items of each user without replacement, with the propensity of each at its position.
 
-    ``keys``: one 128-bit integer a user, the seed of that user's noise and nobody else's.
+    ``keys``: one 128-bit integer a user, the seed of that user's noise and nobody else's. Raises
+    PoliciesError when the model computes NaN.
     """
     search = _Search(model, trie, prompts, pad_id)
     batch, device = len(prompts), search.device
@@ -223,7 +225,10 @@ class _Search:
         node = torch.where(exists, node, 0)
         live = exists & (left.below(nodes.first_leaf[node], nodes.first_leaf[node + 1]) > 0)
         logits = self.logits.gather(2, nodes.token[node])
-        return _Children(node, live, logits, logits - self.logits.logsumexp(dim=2, keepdim=True))
+        normaliser = self.logits.logsumexp(dim=2, keepdim=True)
+        if not normaliser.isfinite().all():
+            raise PoliciesError("the policy computes no probabilities but NaN; roll back to another policy")
+        return _Children(node, live, logits, logits - normaliser)
 
     def step(self, level: int, children: _Children, chosen: torch.Tensor, standing: torch.Tensor) -> None:
         """Move the front to ``chosen`` ([B, W'], flat indices into the children); read their tokens."""

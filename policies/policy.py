@@ -226,7 +226,11 @@ class Policy:
     def _allowed(self, eligible: Collection[str] | Eligible | None) -> Eligible:
         if eligible is None:
             return self._everything
-        return eligible if isinstance(eligible, Eligible) else self.eligible(eligible)
+        if not isinstance(eligible, Eligible):
+            return self.eligible(eligible)
+        if len(eligible.mask) != len(self.codec):
+            raise BadRequest("this set of eligible items belongs to another policy; work it out again")
+        return eligible
 
     def _unknown(self, users: Sequence[UserContext]) -> list[int]:
         return [place for place, user in enumerate(users) if not self.tokens.known(user.history)]

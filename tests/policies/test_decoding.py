@@ -1,5 +1,6 @@
 """Beam search over the trie: exact where it covers, valid, unique, complete, and the same as `generate`."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from policies.codec import ScidCodec
-from policies.errors import BadRequest
-from policies.policy import Policy, Recommendation, UserContext
+from policies.errors import BadRequest, PoliciesError
+from policies.policy import Eligible, Policy, Recommendation, UserContext
 from policies.prompt import answer_ids, prompt_ids
 from policies.scoring import answer_log_probs, pack
 from policies.settings import DecodingSettings
@@ -216,3 +217,24 @@ def test_a_set_of_eligible_items_can_be_worked_out_once(tiny_policy: Policy) -> 
     assert ids_of(tiny_policy.recommend(several, 9, eligible=once)) == ids_of(
         tiny_policy.recommend(several, 9, eligible=names)
     )
+    other = Eligible(once.mask[:-1], once.alive[:-1])
+    with pytest.raises(BadRequest, match="another policy"):
+        tiny_policy.recommend(several, 9, eligible=other)
+
+
+def test_a_model_that_computes_nan_is_an_error_and_no_short_list(tmp_path: Path) -> None:
+    policy = Policy.load(write_tiny_policy(tmp_path / "v1"))
+    with torch.no_grad():
+        policy.model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(PoliciesError, match="NaN"):
+        policy.recommend(users(3), 5)
+    with pytest.raises(PoliciesError, match="NaN"):
+        policy.sample(users(3), 5, seed=1)
+
+
+def test_threads_may_share_a_policy(tiny_policy: Policy) -> None:
+    several = users(24, seen=10)
+    expected = ids_of(tiny_policy.recommend(several, 10))
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda user: tiny_policy.recommend([user], 10)[0], several)
+        assert ids_of(list(found)) == expected
