@@ -1,0 +1,151 @@
+"""The reference moves while clients ask: nobody notices, and every answer names who gave it.
+
+The full size (8 clients, 10,000 requests) is marked slow; ``benchmarks/serving.py`` measures the same.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.serving import (
+    Server,
+    align3gr,
+    build_policies,
+    drive,
+    environment,
+    land_users,
+    references_within,
+)
+from ingest.broker import Broker
+from policies.ledger import PromotionLedger
+
+
+@pytest.fixture(scope="module")
+def busy_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """v1 .. v3 and a damaged v4, v1 promoted, and 500 users online."""
+    home = tmp_path_factory.mktemp("busy")
+    build_policies(home, items=300, width=32, layers=1)
+    land_users(home, items=300)
+    subprocess.run([*align3gr(), "features", "follow", "--once"], env=environment(home, {}), check=True)
+    return home
+
+
+@pytest.fixture
+def settings(broker: Broker) -> dict[str, str]:
+    return {
+        "ALIGN3GR_KAFKA__BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "ALIGN3GR_SERVER__THREADS": "1",
+    }
+
+
+def reset(home: Path) -> PromotionLedger:
+    """Back to v1 as the reference, from wherever a test left it."""
+    ledger = PromotionLedger(home / "ledger")
+    if ledger.reference() != "v1":
+        ledger.promote("v1", expects=ledger.reference(), who="test", why="reset")
+    return ledger
+
+
+def test_promotion_rollback_and_a_damaged_candidate_fail_no_request(
+    busy_home: Path, settings: dict[str, str]
+) -> None:
+    reset(busy_home)
+    with Server(busy_home, settings) as server:
+        load = drive(busy_home, server.port, 600, 4, ("promote v2", "corrupt", "rollback"))
+        metrics = server.text("/metrics")
+    assert len(load.responses) == 600
+    assert [one for one in load.responses if one.version is None] == []
+    assert load.stale() == 0
+    assert {one.items for one in load.responses} == {10}
+    assert {one.version for one in load.responses} == {"v1", "v2"}
+    assert load.refused == 1
+    assert "align3gr_policy_swaps_total 2.0" in metrics
+
+
+def test_a_reference_that_is_damaged_on_the_disk_is_said_and_the_last_good_one_serves_on(
+    busy_home: Path, settings: dict[str, str]
+) -> None:
+    ledger = reset(busy_home)
+    with Server(busy_home, settings) as server:
+        ledger.promote("v4", expects="v1", who="test", why="the check was skipped")
+        health = server.get("/health")
+        for _ in range(200):
+            if health["policy_error"]:
+                break
+            health = server.get("/health")
+        slate = server.get("/recommendations?user_id=user-1")
+        ready = server.get("/health/ready")
+    assert (health["policy_version"], health["reference"]) == ("v1", "v4")
+    assert "model.safetensors is not the file it was written with" in health["policy_error"]
+    assert slate["policy_version"] == "v1"
+    assert ready["ready"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "there is no API key"),
+        (["--port", "{taken}"], "cannot listen on 127.0.0.1:{taken}"),
+    ],
+    ids=["no API key", "port taken"],
+)
+def test_an_address_that_must_not_or_cannot_be_used_is_one_line(
+    busy_home: Path, broker: Broker, options: list[str], words: str
+) -> None:
+    taken = str(broker.port)
+    done = subprocess.run(
+        [*align3gr(), "serve", *(option.format(taken=taken) for option in options)],
+        env=environment(busy_home, {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert words.format(taken=taken) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_the_window_of_two_seconds_is_counted_from_the_answer_back(tmp_path: Path) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    times = iter([start, start + timedelta(seconds=10), start + timedelta(seconds=11)])
+    ledger = PromotionLedger(tmp_path, clock=lambda: next(times))
+    ledger.promote("v1", expects=None, who="t", why="t")
+    ledger.promote("v2", expects="v1", who="t", why="t")
+    ledger.rollback(who="t", why="t")
+    moves = ledger.history()
+    at = [references_within(moves, start + timedelta(seconds=second)) for second in (5, 11.5, 12.5, 14)]
+    assert at == [{"v1"}, {"v1", "v2"}, {"v1", "v2"}, {"v1"}]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_requests_of_eight_clients(busy_home: Path, settings: dict[str, str]) -> None:
+    reset(busy_home)
+    with Server(busy_home, settings) as server:
+        load = drive(busy_home, server.port, 10_000, 8)
+    assert len(load.responses) == 10_000
+    assert [one for one in load.responses if one.version is None] == []
+    assert load.stale() == 0
+    assert load.refused == 2
+    assert {one.version for one in load.responses} == {"v1", "v2", "v3"}
+
+
+def test_show_prints_what_is_known_of_a_user(busy_home: Path) -> None:
+    def show(user: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*align3gr(), "features", "show", user, "--json"],
+            env=environment(busy_home, {}),
+            capture_output=True,
+            text=True,
+        )
+
+    known = json.loads(show("user-7").stdout)
+    assert (known["liked"], known["events"], len(known["item_ids"])) == (20, 20, 20)
+    unknown = show("nobody")
+    assert unknown.returncode == 2
+    assert "nothing is known online of user nobody" in unknown.stderr
