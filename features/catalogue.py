@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
@@ -94,10 +95,13 @@ class Catalogue:
     def open(
         cls, path: str | Path, *, create: bool = True, storage_options: dict[str, str] | None = None
     ) -> "Catalogue":
-        """The catalogue at ``path``; made when missing and ``create``, else CatalogueMissing is raised."""
+        """The catalogue at ``path``; made when missing and ``create``.
+
+        Raises CatalogueMissing when it is missing and may not be made, or is another kind of table.
+        """
         uri = str(path) if "://" in str(path) else str(Path(path).absolute())
         try:
-            DeltaTable(uri, storage_options=storage_options)
+            _require_columns(uri, DeltaTable(uri, storage_options=storage_options))
         except TableNotFoundError:
             if not create:
                 raise CatalogueMissing(
@@ -142,7 +146,7 @@ class Catalogue:
 
         Raises UnknownItem, and writes nothing, when one of them is not in the catalogue.
         """
-        known = self._read()
+        known = _items_of(_latest(self._table().to_pyarrow_table()))
         for item_id in item_ids:
             if item_id not in known:
                 raise UnknownItem(f"item {item_id} is not in the catalogue; nothing was delisted")
@@ -151,21 +155,22 @@ class Catalogue:
 
     def show(self, item_id: str) -> Item:
         """The latest revision of one item. Raises UnknownItem."""
-        item = self._read().get(item_id)
-        if item is None:
+        rows = self._table().to_pyarrow_table(filters=[("item_id", "=", item_id)])
+        found = list(_items_of(_latest(rows)).values())
+        if not found:
             raise UnknownItem(f"item {item_id} is not in the catalogue; see align3gr catalogue load")
-        return item
+        return found[0]
 
     def items(self, listed_only: bool = True) -> pa.Table:
         """The latest revision of every item in CATALOGUE_SCHEMA, sorted by item_id."""
-        table = self._latest()
+        table = _latest(self._table().to_pyarrow_table())
         return table.filter(table["listed"]) if listed_only else table
 
     def _write(self, wanted: dict[str, Item], now: datetime) -> LoadReport:
         for _ in range(_ATTEMPTS):
             handle = self._table()
             revision = handle.transaction_version(_APP) or 0
-            known = self._read(handle)
+            known = _items_of(_latest(handle.to_pyarrow_table()))
             changes = [item for item_id, item in wanted.items() if known.get(item_id) != item]
             added = sum(item.item_id not in known for item in changes)
             after = known | wanted
@@ -200,27 +205,40 @@ class Catalogue:
     def _table(self) -> DeltaTable:
         return DeltaTable(self._uri, storage_options=self._storage_options)
 
-    def _latest(self, handle: DeltaTable | None = None) -> pa.Table:
-        table = pa.table((handle or self._table()).to_pyarrow_table()).cast(CATALOGUE_SCHEMA)
-        table = table.sort_by([("item_id", "ascending"), ("revision", "ascending")])
-        ids = table["item_id"].combine_chunks()
-        if len(ids) == 0:
-            return table
-        last = pa.compute.not_equal(ids.slice(0, len(ids) - 1), ids.slice(1))
-        return table.filter(pa.concat_arrays([last, pa.array([True])])).combine_chunks()
 
-    def _read(self, handle: DeltaTable | None = None) -> dict[str, Item]:
-        return {
-            row["item_id"]: Item(
-                item_id=row["item_id"],
-                title=row["title"],
-                text=row["text"],
-                categories=tuple(row["categories"]),
-                attributes=json.loads(row["attributes"]),
-                listed=row["listed"],
-            )
-            for row in self._latest(handle).to_pylist()
-        }
+def _require_columns(uri: str, table: DeltaTable) -> None:
+    columns = {field.name for field in table.schema().fields}
+    lacking = [name for name in CATALOGUE_SCHEMA.names if name not in columns]
+    if lacking:
+        raise CatalogueMissing(
+            f"the table at {uri} has no column {lacking[0]}: it is not a catalogue of this version; "
+            "name another home, or upgrade align3gr"
+        )
+
+
+def _latest(table: pa.Table) -> pa.Table:
+    """The newest revision of each item, sorted by item_id."""
+    table = table.select(CATALOGUE_SCHEMA.names).cast(CATALOGUE_SCHEMA)
+    table = table.sort_by([("item_id", "ascending"), ("revision", "ascending")])
+    ids = table["item_id"].combine_chunks()
+    if len(ids) == 0:
+        return table
+    last = pc.not_equal(ids.slice(0, len(ids) - 1), ids.slice(1))
+    return table.filter(pa.concat_arrays([last, pa.array([True])])).combine_chunks()
+
+
+def _items_of(table: pa.Table) -> dict[str, Item]:
+    return {
+        row["item_id"]: Item(
+            item_id=row["item_id"],
+            title=row["title"],
+            text=row["text"],
+            categories=tuple(row["categories"]),
+            attributes=json.loads(row["attributes"]),
+            listed=row["listed"],
+        )
+        for row in table.to_pylist()
+    }
 
 
 def _rows(items: list[Item], revision: int, now: datetime) -> pa.Table:

@@ -53,6 +53,9 @@ LOG_SCHEMA = pa.schema(
 fields or null; ``signed``: null without request_id or key; ``arrived_at``: Kafka's record timestamp;
 ``landed_at``: the worker's clock at the commit; ``landed_on`` is the partition column."""
 
+COMMITS_KEPT_DAYS = 30
+"""Days for which every version can be opened; longer while a manifest names an older one."""
+
 WATERMARK = "#watermark"
 PARTITIONS = "#partitions"
 
@@ -145,8 +148,9 @@ class FeedbackLog:
                 configuration={
                     "delta.appendOnly": "true",
                     "delta.checkpointInterval": str(checkpoint_interval),
-                    # Dataset manifests name versions for as long as the datasets are kept.
+                    # Dataset manifests name versions: only upkeep, which knows them, removes old commits.
                     "delta.enableExpiredLogCleanup": "false",
+                    "delta.logRetentionDuration": f"interval {COMMITS_KEPT_DAYS} days",
                     "delta.dataSkippingStatsColumns": "occurred_at,arrived_at,landed_at,"
                     "kafka_partition,kafka_offset",
                 },
@@ -234,7 +238,13 @@ class FeedbackLog:
         if version is not None and version != newest:
             if not 0 <= version < newest:
                 raise FeaturesError(f"the feedback log has no version {version}; the newest is {newest}")
-            table.load_as_version(version)
+            try:
+                table.load_as_version(version)
+            except DeltaError as error:
+                raise FeaturesError(
+                    f"version {version} of the feedback log cannot be read any more ({_one_line(error)}); "
+                    f"name one of the last {COMMITS_KEPT_DAYS} days"
+                ) from error
         return LogSnapshot(
             version=table.version(),
             files=sorted(map(_plain, table.file_uris())),

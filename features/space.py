@@ -13,6 +13,6 @@ _SPARE_BYTES = 256 << 10
 
 
 def require_space(uri: str, nbytes: int) -> None:
-    """Raise OSError (ENOSPC) when the local folder ``uri`` has no room for ``nbytes``; a store is not asked."""
+    """Raise OSError (ENOSPC) when the local folder ``uri`` cannot take ``nbytes``; a store is not asked."""
     if "://" not in uri and shutil.disk_usage(uri).free < nbytes + _SPARE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), uri)

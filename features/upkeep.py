@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from deltalake import CommitProperties, DeltaTable
@@ -18,7 +19,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
-from .log import FeedbackLog
+from .log import COMMITS_KEPT_DAYS, FeedbackLog
 from .manifest import named_versions
 from .settings import UpkeepSettings
 
@@ -44,11 +45,21 @@ class UpkeepReport:
     seconds: float = 0.0
 
 
-def keep_up(log: FeedbackLog, datasets_dir: Path, lock_file: Path, settings: UpkeepSettings) -> UpkeepReport:
-    """Compact when enough small files have gathered, then vacuum. Safe beside running writers and readers.
+def keep_up(
+    log: FeedbackLog,
+    datasets_dir: Path,
+    lock_file: Path,
+    settings: UpkeepSettings,
+    *,
+    now: datetime | None = None,
+) -> UpkeepReport:
+    """Compact when enough small files have gathered, then vacuum, then forget commits nobody can ask for.
+
+    Safe beside running writers and readers. ``now`` is the wall clock unless given.
 
     Raises DatasetMissing when a manifest cannot be read: then nothing is deleted.
     """
+    now = now or datetime.now(UTC)
     with _lock(lock_file) as owner:
         if not owner:
             return UpkeepReport(owner=False)
@@ -56,6 +67,8 @@ def keep_up(log: FeedbackLog, datasets_dir: Path, lock_file: Path, settings: Upk
         before = len(log.snapshot().files)
         compacted = compact(log, settings)
         deleted, kept = vacuum(log, datasets_dir, settings)
+        if compacted:
+            forget_commits(log, kept, now)
         report = UpkeepReport(
             owner=True,
             files_before=before,
@@ -120,6 +133,22 @@ def vacuum(
     if there:
         run(dry=False)
     return there, kept
+
+
+def forget_commits(log: FeedbackLog, kept: tuple[int, ...], now: datetime) -> bool:
+    """Remove commits older than ``COMMITS_KEPT_DAYS`` that a checkpoint covers; True when it looked for them.
+
+    Nothing is removed while a manifest names a version that old: it could not be opened any more.
+    """
+    table = _newest(log)
+    if kept:
+        store = fs.PyFileSystem(DeltaStorageHandler.from_table(table._table))
+        (oldest,) = store.get_file_info([f"_delta_log/{kept[0]:020d}.json"])
+        limit = now - timedelta(days=COMMITS_KEPT_DAYS - 1)
+        if oldest.type == fs.FileType.NotFound or oldest.mtime < limit:
+            return False
+    table.cleanup_metadata()
+    return True
 
 
 def _newest(log: FeedbackLog) -> DeltaTable:

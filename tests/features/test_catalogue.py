@@ -3,7 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,6 +91,9 @@ def test_an_empty_catalogue_and_a_missing_one(catalogue: Catalogue, tmp_path: Pa
     with pytest.raises(CatalogueMissing) as missing:
         Catalogue.open(tmp_path / "none", create=False)
     assert isinstance(missing.value, BadInput)
+    DeltaTable.create(tmp_path / "other", pa.schema([("x", pa.int32())]))
+    with pytest.raises(CatalogueMissing, match="no column item_id"):
+        Catalogue.open(tmp_path / "other")
 
 
 words = st.text(st.characters(codec="utf-8"), max_size=10)
@@ -113,6 +118,6 @@ def test_any_sequence_of_loads_ends_in_the_latest_of_each(
     for load in loads:
         catalogue.load(load, now=NOW, allow_no_text=True)
         expected |= {item.item_id: item for item in load}
-    assert catalogue._read() == expected
+    assert {item_id: catalogue.show(item_id) for item_id in expected} == expected
     listed = sorted(item.item_id for item in expected.values() if item.listed)
     assert catalogue.items()["item_id"].to_pylist() == listed

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from features.errors import FeaturesError
 from features.log import LOG_SCHEMA, FeedbackLog, LogSnapshot, offsets_app, watermark_app
 from features.manifest import Manifest, StageCounts, write_manifest
 from features.settings import UpkeepSettings
-from features.upkeep import compact, keep_up, vacuum
+from features.upkeep import compact, forget_commits, keep_up, vacuum
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 APP, MARK = offsets_app("c", "t", 0), watermark_app("c", "t", 0)
@@ -119,6 +120,34 @@ def test_a_manifest_nobody_can_read_stops_the_vacuum(log: FeedbackLog, tmp_path:
     with pytest.raises(FeaturesError, match=r"manifest\.json"):
         vacuum(log, tmp_path / "datasets", EAGER)
     assert offsets_of(log.snapshot(4)) == list(range(4))
+
+
+def age(log: FeedbackLog, versions: range) -> None:
+    forty_days_ago = time.time() - 40 * 86_400
+    for version in versions:
+        for file in (Path(log.uri) / "_delta_log").glob(f"{version:020d}.*"):
+            os.utime(file, (forty_days_ago, forty_days_ago))
+
+
+def test_old_commits_are_forgotten_and_the_log_reads_as_before(log: FeedbackLog) -> None:
+    land(log, *range(20))
+    age(log, range(13))
+    assert forget_commits(log, (), datetime.now(UTC))
+    fresh = FeedbackLog.open(log.uri)
+    assert offsets_of(fresh.snapshot()) == list(range(20))
+    assert fresh.snapshot().watermark == datetime.fromtimestamp(20, UTC)
+    assert offsets_of(fresh.snapshot(15)) == list(range(15))
+    with pytest.raises(FeaturesError, match="cannot be read any more"):
+        fresh.snapshot(2)
+    land(log, 20)
+    assert offsets_of(log.snapshot()) == list(range(21))
+
+
+def test_a_manifest_of_an_old_version_keeps_the_commits(log: FeedbackLog) -> None:
+    land(log, *range(20))
+    age(log, range(13))
+    assert not forget_commits(log, (2, 19), datetime.now(UTC))
+    assert offsets_of(log.snapshot(2)) == [0, 1]
 
 
 def test_there_is_one_owner_at_a_time(log: FeedbackLog, tmp_path: Path) -> None:
