@@ -86,7 +86,7 @@ class Faults:
         self.workers[chosen] = self._start()
 
     def revive(self) -> None:
-        """What a supervisor does: a worker that ended by itself (no broker when it started) is started again."""
+        """As a supervisor does: start again what ended by itself (it found no broker when it started)."""
         for number, worker in enumerate(self.workers):
             if worker.poll() is not None:
                 self.workers[number] = self._start()

@@ -272,7 +272,11 @@ class Broker:
         if marker and marker in _command_of(pid):
             logger.warning("broker left behind by another process pid=%d ended=true", pid)
             os.kill(pid, signal.SIGTERM)
-            _wait_gone(pid, 10.0)
+            deadline = time.monotonic() + 10.0
+            while marker in _command_of(pid):
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.05)
         self._pid_file.unlink(missing_ok=True)
 
 
@@ -344,17 +348,6 @@ def _command_of(pid: int) -> str:
         ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return listed.stdout
-
-
-def _wait_gone(pid: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
 
 
 _SERVER_PROPERTIES = """\

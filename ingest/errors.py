@@ -31,14 +31,5 @@ class OffsetsLost(IngestError):  # noqa: N818 - reads as what it is
     """The next event to land is no longer, or not yet, in the topic."""
 
 
-class LogUnwritable(IngestError):  # noqa: N818 - reads as what it is
-    """The feedback log refused an append for a reason that a fresh handle does not cure (a full disk)."""
-
-    def __init__(self, message: str, *, final: bool = False) -> None:
-        super().__init__(message)
-        self.final = final
-        """Trying again is useless before a person has done something."""
-
-
 class DeadLettersRefused(IngestError):  # noqa: N818 - reads as what it is
     """A dead letter was not acknowledged, so its record's offset must not move."""

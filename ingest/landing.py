@@ -21,6 +21,7 @@ from features.log import (
     LOG_SCHEMA,
     FeedbackLog,
     LogConflict,
+    LogUnwritable,
     offsets_app,
     partitions_app,
     watermark_app,
@@ -28,7 +29,6 @@ from features.log import (
 from features.settings import FeatureSettings
 
 from .dead_letters import DeadLetterBox
-from .errors import LogUnwritable
 from .topics import TopicIdentity
 
 _EMPTY = LOG_SCHEMA.empty_table()
@@ -66,8 +66,14 @@ class Landing:
 
     def claim(self, identity: TopicIdentity, partitions: Iterable[int]) -> dict[int, int | None]:
         """Open the log afresh; last landed offset of each partition, None where nothing has landed yet."""
-        with _said(self._path):
+        self._log = None
+        try:
             log = FeedbackLog.open(self._path, checkpoint_interval=self._settings.checkpoint_interval)
+        except (DeltaError, OSError) as error:
+            cause = " ".join(str(error).split())[:300]
+            raise LogUnwritable(
+                f"the feedback log at {self._path} cannot be opened ({cause}); check the disk, start again"
+            ) from error
         self._log, self._identity = log, identity
         self._owned = frozenset(partitions)
         self._watermarks = {}
@@ -125,8 +131,7 @@ class Landing:
         number = len(identity.partitions)
         if identity.partitions[0] in self._owned and (log.transaction_version(counted) or 0) < number:
             moves[counted] = number
-        with _said(self._path):
-            version = log.append(rows, moves)
+        version = log.append(rows, moves)
         self._watermarks.update(marks)
         return version
 
@@ -136,26 +141,3 @@ class Landing:
                 "no partition is claimed, or the batch before this one did not land; claim again"
             )
         return self._log, self._identity
-
-
-class _said:  # noqa: N801 - reads as a clause, with _said(path)
-    """Turns what the file system or the object store refuses into LogUnwritable with the way out."""
-
-    def __init__(self, path: str | Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError | DeltaError):
-            return
-        cause = " ".join(str(error).split())[:300]
-        way_out = "start ingest again: what has not landed waits in Kafka"
-        if "No space left" in cause or "os error 28" in cause:
-            raise LogUnwritable(
-                f"the disk of {self._path} is full: make room, then {way_out}", final=True
-            ) from error
-        raise LogUnwritable(
-            f"the feedback log at {self._path} is not writable ({cause}): {way_out}"
-        ) from error

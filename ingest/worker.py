@@ -5,7 +5,6 @@ when it is large or old enough. Whatever goes wrong has one answer: drop what is
 again (their last landed offsets come from the log) and seek. Nothing is lost by dropping: Kafka still has it.
 """
 
-import gc
 import logging
 import threading
 import time
@@ -28,12 +27,13 @@ from kafka.errors import (
 from kafka.structs import OffsetAndMetadata
 
 from features.batch import InteractionBatch, Record, Refused
-from features.log import FeedbackLog, LogConflict
+from features.log import FeedbackLog, LogConflict, LogUnwritable
 from features.settings import FeatureSettings
 
 from .assignment import Assignment
 from .dead_letters import DeadLetterBox
-from .errors import BrokerUnreachable, DeadLettersRefused, IngestError, LogUnwritable, OffsetsLost
+from .errors import BrokerUnreachable, DeadLettersRefused, IngestError, OffsetsLost, TopicMissing
+from .garbage import collect_cycles, cyclic_collector_off
 from .idleness import IdlePartitions
 from .lag import CatchUp
 from .landing import Landed, Landing
@@ -42,8 +42,10 @@ from .topics import TopicIdentity, connect, identify, reach
 
 logger = logging.getLogger(__name__)
 
-_FAILURES_IN_A_ROW = 20
+_LANDINGS_FAILED = 20
 """After so many failed landings without a success between them the worker gives up and says why."""
+_LOG_UNWRITABLE = 5
+"""The same when the log cannot be written (a full disk): about two seconds."""
 _BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -127,7 +129,7 @@ class IngestWorker:
         target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
         self._consumer = self._join()
         try:
-            with _cyclic_collector_off():
+            with cyclic_collector_off():
                 while not self._stopping.is_set():
                     if target is not None and self._holds_nothing() and target.reached(self._next):
                         break
@@ -276,7 +278,7 @@ class IngestWorker:
             first = self._consumer.beginning_offsets(list(owned))
             for tp in sorted(owned):
                 self._place(tp, last[tp.partition], first[tp])
-        except (BrokerUnreachable, KafkaError, ValueError) as error:
+        except (BrokerUnreachable, TopicMissing, LogUnwritable, KafkaError, ValueError) as error:
             # ValueError: the partition was revoked while we read; the changed generation brings us back here.
             self._next = {}
             self._failed("claim", error)
@@ -323,7 +325,7 @@ class IngestWorker:
             if identify(self._kafka) != self._identity:
                 return  # the topic was made anew: it starts at its own zero
             ends = reach(self._kafka)
-        except (BrokerUnreachable, KafkaError) as error:
+        except (BrokerUnreachable, TopicMissing, KafkaError) as error:
             self._failed("position", error)
             return
         for partition, position in self._next.items():
@@ -339,8 +341,10 @@ class IngestWorker:
         self._failures += 1
         if isinstance(error, LogConflict):
             self.report.conflicts += 1
-        final = isinstance(error, LogUnwritable) and error.final
-        if final or (doing == "landing" and self._failures >= _FAILURES_IN_A_ROW):
+        unwritable = isinstance(error, LogUnwritable)
+        if self._failures >= (_LOG_UNWRITABLE if unwritable else _LANDINGS_FAILED) and (
+            unwritable or doing == "landing"
+        ):
             raise error
         logger.warning("retrying doing=%s failures=%d cause=%s", doing, self._failures, error)
         if doing != "poll":
@@ -372,6 +376,7 @@ class IngestWorker:
             if caught_up and self._assignment.generation == self._generation:
                 self._thread.submit(self._landing.advance, caught_up, at_ms).result()
                 self._failures = 0
+                collect_cycles()
         except KafkaError as error:
             logger.info("watermark not advanced cause=%s", error)  # no answer: nobody knows who is caught up
         except (LogConflict, LogUnwritable) as error:
@@ -384,19 +389,3 @@ class IngestWorker:
         except KafkaError as error:
             logger.info("group not left cleanly cause=%s", error)
         self._dead_letters.close()
-
-
-class _cyclic_collector_off:  # noqa: N801 - reads as a clause, with _cyclic_collector_off()
-    """A batch is tens of thousands of small objects that live until it lands and hold no cycles.
-
-    The cyclic collector would walk them again and again: 3.6 us an event for decoding against 1.1 without.
-    """
-
-    def __enter__(self) -> None:
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        gc.enable()
-        gc.unfreeze()

@@ -1,0 +1,44 @@
+"""What every room's tests share: brokers."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from ingest.broker import Broker, embedded_broker, kafka_broker, kafka_home
+from ingest.settings import KafkaSettings
+from tests.brokers import KINDS, NEEDS_KAFKA, topics_on
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The memory-only broker; do not stop it, start one of your own for that."""
+    with embedded_broker(tmp_path_factory.mktemp("embedded")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def real_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """An Apache Kafka node; skipped where there is none."""
+    if kafka_home() is None or shutil.which("java") is None:
+        pytest.skip(NEEDS_KAFKA)
+    with kafka_broker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each kind of broker in turn."""
+    return request.getfixturevalue("embedded" if request.param == "embedded" else "real_kafka")
+
+
+@pytest.fixture
+def kafka(broker: Broker) -> KafkaSettings:
+    """Settings with fresh topics on each kind of broker in turn."""
+    return topics_on(broker)
+
+
+@pytest.fixture
+def embedded_kafka(embedded: Broker) -> KafkaSettings:
+    """Settings with fresh topics on the embedded broker."""
+    return topics_on(embedded)

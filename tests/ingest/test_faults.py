@@ -1,0 +1,56 @@
+"""What may die while events stream: nothing is lost and nothing lands twice, counted in the raw rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.broker import Broker
+
+FAULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "faults.py"
+
+
+def faults(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """One fault run, its printed facts."""
+    done = subprocess.run(
+        [sys.executable, str(FAULTS), "--json", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def require_exactly_once(facts: dict[str, Any], events: int) -> None:
+    assert (facts["lost"], facts["twice"], facts["twice_by_offset"]) == (0, 0, 0)
+    assert facts["rows"] >= facts["acknowledged"]
+    assert facts["acknowledged"] + facts["reported_undelivered"] == events
+    assert facts["least_lag_at_a_fault"] > 0
+    # -15: it had just been started and was told to end before it had begun.
+    assert set(facts["worker_exit_codes"]) <= {0, -15}
+
+
+def test_killed_and_stopped_workers_neither_lose_nor_repeat_an_event() -> None:
+    """A few faults on the embedded broker; the full run is the slow test below."""
+    facts = faults(
+        {"KAFKA_HOME": ""},
+        *("--events", "6000", "--kills", "2", "--stops", "1", "--broker-kills", "0", "--workers", "2"),
+    )
+    require_exactly_once(facts, 6000)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_kills_ten_stops_and_five_broker_kills_lose_and_repeat_nothing(real_kafka: Broker) -> None:
+    facts = faults({}, "--events", "200000", "--kills", "20", "--stops", "10", "--broker-kills", "5")
+    require_exactly_once(facts, 200_000)
+    assert facts["broker"] == "kafka"
