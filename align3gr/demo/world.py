@@ -24,10 +24,10 @@ Ints = NDArray[np.int64]
 
 DIMENSION = 24
 SHARPNESS = 6.0
-QUALITY = 0.5
+QUALITY = 0.8
 DISTANCE = 2.2
-# Spread (sigma of a lognormal) of what the old system pushed, almost unrelated to quality.
-EXPOSURE_SPREAD = 1.2
+# What the old system pushed, unrelated to what is good: spread (sigma of a lognormal) over themes and items.
+THEME_PUSH, ITEM_PUSH = 1.0, 0.8
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class World:
             + 0.4 * _directions(random, size.items)
         )
         quality = random.standard_normal(size.items)
-        exposure = np.exp(EXPOSURE_SPREAD * random.standard_normal(size.items) + 0.1 * quality)
+        push = THEME_PUSH * random.standard_normal(len(themes))
+        exposure = np.exp(push[item_theme] + ITEM_PUSH * random.standard_normal(size.items))
         items = words.write_items(item_theme, item_mood, item_maker, random)
         users = _users(random, size.learners + size.evaluated, themes, moods)
         return cls(seed, size, items, vectors, quality, exposure / exposure.sum(), users)

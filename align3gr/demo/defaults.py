@@ -1,0 +1,77 @@
+"""The settings the demo runs with: the product's own, made smaller so that a loop takes minutes on two cores.
+
+They were chosen on worlds 1 and 2; ``align3gr demo`` runs on worlds from FIRST_SEED on, which nobody looked
+at while choosing. docs/demo.md has the figures.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align3gr.settings import Settings
+from features.settings import DatasetSettings, DuckSettings, FeatureSettings
+from ingest.settings import IngestSettings
+from policies.settings import DecodingSettings, GateSettings, PolicySettings
+from trainer.settings import (
+    PreferenceSettings,
+    RoundSettings,
+    SftSettings,
+    StageSettings,
+    TokenizationSettings,
+    TrainerSettings,
+)
+
+from .world import WorldSize
+
+FIRST_SEED = 101
+ATTRIBUTION_S = 1.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """One world's demo: what a person may choose, and the sizes behind it."""
+
+    seed: int
+    rounds: int = 4
+    size: WorldSize = field(default_factory=WorldSize)
+    slates: int = 1
+    """Slates that each learner is shown a round."""
+    sampled: float = 0.5
+    """Share of slates that are sampled, with propensity; the others are the policy's best ten."""
+    sft_epochs: int = 8
+    backbone: str = "demo"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Kept with the state: another choice is another demo."""
+        return asdict(self)
+
+
+def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = None) -> Settings:
+    """Everything that a demo in ``home`` runs with; ``window_s``: how far back its next dataset looks."""
+    stage: dict[str, Any] = {"beta": 1.0, "learning_rate": 4e-3, "epochs": 1}
+    return Settings(
+        home=home,
+        ingest=IngestSettings(linger_s=0.3, watermark_interval_s=0.3),
+        features=FeatureSettings(
+            attribution_window_s=ATTRIBUTION_S,
+            dataset=DatasetSettings(window_s=window_s),
+            duck=DuckSettings(memory_limit="1GB"),
+        ),
+        policies=PolicySettings(
+            gate=GateSettings(share=0.15, min_users=80), decoding=DecodingSettings(batch=64)
+        ),
+        trainer=TrainerSettings(
+            tokenization=TokenizationSettings(),
+            sft=SftSettings(backbone=options.backbone, epochs=options.sft_epochs, seed=options.seed),
+            preference=PreferenceSettings(
+                stages=(
+                    StageSettings(name="easy", data="easy", **stage),
+                    StageSettings(name="hard", data="hard", **stage),
+                ),
+                batch_size=32,
+                micro_batch=32,
+                gradient_norm=1.0,
+            ),
+            round=RoundSettings(seed=options.seed, device="cpu", threads=0),
+        ),
+    )
