@@ -17,7 +17,9 @@ app.add_typer(group, name="broker")
 @group.callback(invoke_without_command=True)
 def broker(
     context: typer.Context,
-    port: int = typer.Option(9092, help="Port on 127.0.0.1; 0 takes a free one."),
+    port: int | None = typer.Option(
+        None, help="Port on 127.0.0.1 (default: the one of kafka.bootstrap_servers); 0 takes a free one."
+    ),
     data_dir: Path | None = typer.Option(None, help="Its folder (default: broker under the setting home)."),
     kind: str = typer.Option(
         "auto",
@@ -40,7 +42,8 @@ def broker(
     settings = settings_of(context)
     folder = data_dir or settings.home / "broker"
     real = kind == "kafka" or (kind == "auto" and kafka_home() is not None)
-    node = kafka_broker(folder, port) if real else embedded_broker(folder, port)
+    at = _own_port(settings.kafka.bootstrap_servers) if port is None else port
+    node = kafka_broker(folder, at) if real else embedded_broker(folder, at)
 
     def end(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -62,6 +65,19 @@ def broker(
             raise BrokerFailed(f"the broker ended by itself with exit code {code}: see {node.log_file}")
     except KeyboardInterrupt:
         say("broker stopped")
+
+
+def _own_port(bootstrap_servers: str) -> int:
+    """Port that clients with the same settings will call; raises BadInput when it is another machine's."""
+    from features.errors import BadInput
+
+    host, _, port = bootstrap_servers.split(",")[0].strip().rpartition(":")
+    if host not in ("127.0.0.1", "localhost") or not port.isdigit():
+        raise BadInput(
+            f"kafka.bootstrap_servers is {bootstrap_servers}, not a port of this machine: "
+            "start the broker there, or give --port"
+        )
+    return int(port)
 
 
 @group.command("topics")
