@@ -9,8 +9,9 @@ the paper's own for public data is 1 / 2-3 / 4-5.
 from enum import IntEnum
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .interactions import Interaction, Kind
 
@@ -98,6 +99,18 @@ class LevelRules(BaseModel):
     """Level of the kinds that need no value. An entry here overrides the default of its kind."""
     scales: dict[str, RatingScale] = Field(default_factory=_default_scales)
     """Rating scale by ``source``; ``default`` is used for every other source. Entries override."""
+
+    @field_validator("kinds", mode="before")
+    @classmethod
+    def _words_are_levels(cls, kinds: Any) -> Any:
+        """Settings files say ``click: liked``; the number is as good."""
+        if not isinstance(kinds, dict):
+            return kinds
+        words = {level.name.lower(): level for level in Level} | {"none": None}
+        return {
+            kind: words.get(level, level) if isinstance(level, str) else level
+            for kind, level in kinds.items()
+        }
 
     @model_validator(mode="after")
     def _complete(self) -> "LevelRules":

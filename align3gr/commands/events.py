@@ -142,7 +142,10 @@ def replay(
     with FeedbackProducer(settings.kafka) as producer:  # an unreachable broker is said before anything else
         facts: dict[str, Any] = {"dataset": dataset, "events": events.num_rows}
         if held_out is not None:
-            facts["held_out"] = replaying.write_held_out(held_out, split.held_out, read.source)
+            try:
+                facts["held_out"] = replaying.write_held_out(held_out, split.held_out, read.source)
+            except OSError as error:
+                raise BadInput(f"{held_out} cannot be written: {error.strerror}; nothing was sent") from error
         if catalogue:
             facts |= _load_items(settings, read, allow_no_text)
         stream = interactions(events, read.source)

@@ -174,6 +174,7 @@ def test_an_unreachable_broker_is_one_line_and_touches_nothing(
         (["replay", "netflix", "ratings.csv"], "no importer netflix"),
         (["replay", "movielens", "none.csv"], "does not exist"),
         (["replay", "movielens", "ratings.csv", "--leave-out", "1"], "--held-out"),
+        (["replay", "movielens", "ratings.csv", "--leave-out", "1", "--held-out", "no/held"], "no/held"),
         (["replay", "movielens", "ratings.csv", "--speed", "0"], "--speed"),
         (["replay", "movielens", "ratings.csv", "--k-core", "9"], "no event"),
         (["catalogue", "load", "none.jsonl"], "none.jsonl cannot be read"),

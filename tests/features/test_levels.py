@@ -77,6 +77,12 @@ def test_rules_override_single_entries_and_keep_the_other_defaults() -> None:
     assert level_of(event(Kind.RATING, 2.5, "movielens"), rules) is DISLIKED
 
 
+def test_rules_may_be_written_in_words() -> None:
+    words = LevelRules.model_validate({"kinds": {"click": "liked", "hide": "neutral", "share": "none"}})
+    assert [words.kinds[kind] for kind in (Kind.CLICK, Kind.HIDE, Kind.SHARE)] == [LIKED, NEUTRAL, None]
+    assert words.hash == LevelRules(kinds={Kind.CLICK: LIKED, Kind.HIDE: NEUTRAL, Kind.SHARE: None}).hash
+
+
 def test_the_hash_names_the_rules() -> None:
     assert LevelRules().hash == LevelRules().hash
     assert len(LevelRules().hash) == 12
@@ -96,6 +102,7 @@ def test_the_hash_names_the_rules() -> None:
         {"dwell_short_s": 60, "dwell_long_s": 60},
         {"kinds": {"served": 0}},
         {"kinds": {"rating": 1}},
+        {"kinds": {"click": "adored"}},
         {"scales": {"x": {"liked_from": 1, "disliked_to": 4}}},
         {"scale": {}},
     ],
