@@ -185,7 +185,7 @@ def _catalogue(settings: "Settings") -> tuple[dict[str, str], list[str] | None]:
 
 
 def _held_out_cases(settings: "Settings", file: Path, liked_only: bool) -> list[Any]:
-    """A case for each engaged event of the file: the history is in the log, the event's item is the target."""
+    """A case for each engaged event of the file: the history in the log, the event's item as target."""
     from features.duck import connect
     from features.errors import BadInput
     from features.histories import histories, seen

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.sparse.linalg import svds
+
+from .svd import truncated_svd
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -42,16 +43,8 @@ def collaborative_embeddings(
     ppmi = shifted_ppmi(counts, shift=shift)
     if ppmi.nnz == 0:
         return vectors
-    rank = min(dimension, n_items - 1)
-    # v0 fixes the start of the Lanczos iteration: the same input gives the same vectors.
-    start = np.full(n_items, 1.0 / np.sqrt(n_items))
-    left, singular, _ = svds(ppmi, k=rank, v0=start, solver="arpack")
-    order = np.argsort(-singular)
-    left, singular = left[:, order], np.maximum(singular[order], 0.0)
-    # A singular vector's sign is arbitrary: its largest entry is made positive.
-    signs = np.sign(left[np.argmax(np.abs(left), axis=0), np.arange(rank)])
-    raw = left * np.where(signs == 0, 1.0, signs) * np.sqrt(singular)
-    vectors[:, :rank] = raw
+    left, singular, _ = truncated_svd(ppmi, dimension)
+    vectors[:, : len(singular)] = left * np.sqrt(singular)
     # Rounding in the SVD leaves dust on items without pairs: they are exactly zero here.
     vectors[np.asarray(ppmi.sum(axis=1)).ravel() == 0] = 0.0
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from policies.quantizer import SentenceEncoder, TextEncoder, TfidfEncoder, terms
 from trainer.errors import MissingText
+
+from .svd import truncated_svd
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -75,16 +76,10 @@ def fit_tfidf(texts: Sequence[str], *, dimension: int, vocabulary: int, ngrams: 
     words = {term: row for row, term in enumerate(sorted(kept[:vocabulary]))}
     idf = np.array([np.log((1 + len(texts)) / (1 + frequency[term])) + 1 for term in words], dtype=np.float64)
     matrix = _weights(documents, words, idf)
-    rank = min(dimension, min(matrix.shape) - 1)
     components = np.zeros((len(words), dimension), dtype=np.float32)
-    if rank > 0 and matrix.nnz:
-        start = np.full(min(matrix.shape), 1.0 / np.sqrt(min(matrix.shape)))
-        _, singular, right = svds(matrix, k=rank, v0=start, solver="arpack")
-        right = right[np.argsort(-singular)]
-        signs = np.sign(right[np.arange(rank), np.argmax(np.abs(right), axis=1)])
-        components[:, :rank] = (right * np.where(signs == 0, 1.0, signs)[:, None]).T
-    elif matrix.nnz:
-        components[:, 0] = 1.0  # one text or one word: there is nothing to project
+    if matrix.nnz:
+        _, singular, right = truncated_svd(matrix, dimension)
+        components[:, : len(singular)] = right.T
     return TfidfEncoder(words, idf.astype(np.float32), components, ngrams)
 
 
