@@ -156,13 +156,22 @@ def policy_swap(settings: Settings, metrics: ServerMetrics) -> "PolicySwap[Polic
 
 
 def _listed_items(settings: Settings) -> Callable[[], frozenset[str] | None]:
-    def read() -> frozenset[str] | None:
-        from features.catalogue import Catalogue
+    """Reads the listed items when the catalogue has a new revision; None while nothing was ever loaded."""
+    from features.catalogue import Catalogue, CatalogueMissing
 
-        folder = settings.home / "catalogue"
-        if not (folder / "_delta_log").is_dir():
+    known: tuple[int, frozenset[str] | None] = (0, None)
+
+    def read() -> frozenset[str] | None:
+        nonlocal known
+        try:
+            catalogue = Catalogue.open(settings.home / "catalogue", create=False)
+        except CatalogueMissing:
             return None
-        return frozenset(Catalogue.open(folder).items(listed_only=True).column("item_id").to_pylist())
+        revision = catalogue.revision
+        if revision != known[0]:
+            listed = catalogue.items(listed_only=True).column("item_id").to_pylist()
+            known = revision, frozenset(listed)
+        return known[1]
 
     return read
 

@@ -37,13 +37,14 @@ def online_features(served_home: Path) -> OnlineFeatures:
     return OnlineFeatures.open(served_home / "online", OnlineSettings())
 
 
-@pytest.fixture
-def home(served_home: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def home(served_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``served_home`` with a ledger of its own."""
+    home = tmp_path_factory.mktemp("home")
     for name in ("policies", "online"):
-        (tmp_path / name).symlink_to(served_home / name)
-    PromotionLedger(tmp_path / "ledger").promote("v1", expects=None, who="test", why="first")
-    return tmp_path
+        (home / name).symlink_to(served_home / name)
+    PromotionLedger(home / "ledger").promote("v1", expects=None, who="test", why="first")
+    return home
 
 
 @pytest.fixture(scope="session")

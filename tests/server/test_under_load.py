@@ -5,10 +5,13 @@ The full size (8 clients, 10,000 requests) is marked slow; ``benchmarks/serving.
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from align3gr.__main__ import app
+from align3gr.console import run
 from benchmarks.serving import (
     Server,
     align3gr,
@@ -18,6 +21,8 @@ from benchmarks.serving import (
     land_users,
     references_within,
 )
+from features.online.follow import follow
+from features.settings import FeatureSettings
 from ingest.broker import Broker
 from policies.ledger import PromotionLedger
 
@@ -28,7 +33,7 @@ def busy_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("busy")
     build_policies(home, items=300, width=32, layers=1)
     land_users(home, items=300)
-    subprocess.run([*align3gr(), "features", "follow", "--once"], env=environment(home, {}), check=True)
+    follow(home / "log", home / "online", FeatureSettings(), once=True)
     return home
 
 
@@ -48,13 +53,22 @@ def reset(home: Path) -> PromotionLedger:
     return ledger
 
 
-def test_promotion_rollback_and_a_damaged_candidate_fail_no_request(
+def test_promotion_rollback_and_damaged_policies_fail_no_request(
     busy_home: Path, settings: dict[str, str]
 ) -> None:
-    reset(busy_home)
+    ledger = reset(busy_home)
     with Server(busy_home, settings) as server:
         load = drive(busy_home, server.port, 600, 4, ("promote v2", "corrupt", "rollback"))
         metrics = server.text("/metrics")
+        # Damaged on the disk after its promotion was checked: the last good one serves on, and says so.
+        ledger.promote("v4", expects="v1", who="test", why="the check was skipped")
+        health = server.get("/health")
+        for _ in range(200):
+            if health["policy_error"]:
+                break
+            time.sleep(0.02)
+            health = server.get("/health")
+        slate = server.get("/recommendations?user_id=user-1")
     assert len(load.responses) == 600
     assert [one for one in load.responses if one.version is None] == []
     assert load.stale() == 0
@@ -62,25 +76,9 @@ def test_promotion_rollback_and_a_damaged_candidate_fail_no_request(
     assert {one.version for one in load.responses} == {"v1", "v2"}
     assert load.refused == 1
     assert "align3gr_policy_swaps_total 2.0" in metrics
-
-
-def test_a_reference_that_is_damaged_on_the_disk_is_said_and_the_last_good_one_serves_on(
-    busy_home: Path, settings: dict[str, str]
-) -> None:
-    ledger = reset(busy_home)
-    with Server(busy_home, settings) as server:
-        ledger.promote("v4", expects="v1", who="test", why="the check was skipped")
-        health = server.get("/health")
-        for _ in range(200):
-            if health["policy_error"]:
-                break
-            health = server.get("/health")
-        slate = server.get("/recommendations?user_id=user-1")
-        ready = server.get("/health/ready")
-    assert (health["policy_version"], health["reference"]) == ("v1", "v4")
+    assert (health["ready"], health["policy_version"], health["reference"]) == (True, "v1", "v4")
     assert "model.safetensors is not the file it was written with" in health["policy_error"]
     assert slate["policy_version"] == "v1"
-    assert ready["ready"]
 
 
 @pytest.mark.parametrize(
@@ -135,17 +133,12 @@ def test_ten_thousand_requests_of_eight_clients(busy_home: Path, settings: dict[
     assert {one.version for one in load.responses} == {"v1", "v2", "v3"}
 
 
-def test_show_prints_what_is_known_of_a_user(busy_home: Path) -> None:
-    def show(user: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [*align3gr(), "features", "show", user, "--json"],
-            env=environment(busy_home, {}),
-            capture_output=True,
-            text=True,
-        )
-
-    known = json.loads(show("user-7").stdout)
+def test_show_prints_what_is_known_of_a_user(
+    busy_home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGN3GR_HOME", str(busy_home))
+    assert run(app, ["features", "show", "user-7", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
     assert (known["liked"], known["events"], len(known["item_ids"])) == (20, 20, 20)
-    unknown = show("nobody")
-    assert unknown.returncode == 2
-    assert "nothing is known online of user nobody" in unknown.stderr
+    assert run(app, ["features", "show", "nobody"]) == 2
+    assert "nothing is known online of user nobody" in capsys.readouterr().err
