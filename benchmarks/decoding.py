@@ -19,7 +19,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,16 +54,16 @@ def main() -> None:
     say(f"  {facts['ratio']:.1f}x in wall time, {facts['ratio_cpu']:.1f}x in CPU time")
     facts["by_users"] = {}
     for count in (1, 8, 32):
-        seconds = median_seconds(partial(policy.recommend, people(policy, count), BEAM))
-        facts["by_users"][count] = {"users_per_s": count / seconds, "ms": 1000 * seconds}
-        say(f"{count} users: {count / seconds:.1f} users/s, {1000 * seconds:.1f} ms a call")
+        row = speed(policy, count)
+        facts["by_users"][count] = row
+        say(f"{count} users: {row['users_per_s']:.1f} users/s, {row['cpu_ms_per_user']:.1f} ms of CPU a user")
     facts["by_items"] = {}
     for items in (10**3, 10**4, 10**5) if options.quick else (10**3, 10**4, 10**5, 10**6):
         row = by_items(items, width, layers, options.device)
         facts["by_items"][items] = row
         say(
-            f"{items} items: {row['users_per_s']:.1f} users/s, trie {row['trie_mb']:.1f} MB, "
-            f"ready in {row['ready_s']:.2f} s"
+            f"{items} items: {row['users_per_s']:.1f} users/s, {row['cpu_ms_per_user']:.1f} ms of CPU each, "
+            f"trie {row['trie_mb']:.1f} MB, ready in {row['ready_s']:.2f} s"
         )
     facts["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if options.json:
@@ -132,9 +131,16 @@ def by_items(items: int, width: int, layers: int, device: str) -> dict[str, floa
     start = time.perf_counter()
     policy = build(items, width, layers, device, codec)
     ready = time.perf_counter() - start
-    users = people(policy, BATCH)
-    seconds = median_seconds(lambda: policy.recommend(users, BEAM))
-    return {"users_per_s": BATCH / seconds, "trie_mb": policy.trie.bytes / 2**20, "ready_s": ready}
+    return speed(policy, BATCH) | {"trie_mb": policy.trie.bytes / 2**20, "ready_s": ready}
+
+
+def speed(policy: Policy, count: int, repeats: int = 5) -> dict[str, float]:
+    """Ours for ``count`` users in one call: medians after a warm-up call."""
+    users = people(policy, count)
+    policy.recommend(users, BEAM)
+    calls = [timed(lambda: policy.recommend(users, BEAM)) for _ in range(repeats)]
+    wall, cpu = (statistics.median(one[i] for one in calls) for i in (1, 2))
+    return {"users_per_s": count / wall, "ms": 1000 * wall, "cpu_ms_per_user": 1000 * cpu / count}
 
 
 def build(items: int, width: int, layers: int, device: str, codec: ScidCodec | None = None) -> Policy:
@@ -185,17 +191,6 @@ def people(policy: Policy, count: int) -> list[UserContext]:
     return [
         UserContext(f"user-{n}", tuple(str(item) for item in history)) for n, history in enumerate(histories)
     ]
-
-
-def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
-    """Median wall time after one warm-up call."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def say(line: str) -> None:

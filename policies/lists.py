@@ -1,10 +1,13 @@
 """What goes into a recommendation and what comes out of it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -38,5 +41,5 @@ class Eligible:
 
     mask: NDArray[np.bool_]
     """[n_items] by codec row."""
-    alive: NDArray[np.int32]
-    """[n_items + 1] prefix sums over the trie's leaves."""
+    alive: "torch.Tensor"
+    """int64 [n_items + 1] on the policy's device: prefix sums over the trie's leaves."""

@@ -95,6 +95,7 @@ class Policy:
         codec: ScidCodec | None = None,
         share_base_with: "Policy | None" = None,
         trainable: bool = False,
+        merged: bool = False,
         settings: DecodingSettings | None = None,
     ) -> "Policy":
         """Load a policy directory.
@@ -103,7 +104,8 @@ class Policy:
         ``policies``: where bases lie, when not beside ``directory``. ``codec``: a longer codec of the same
         quantizer, with items that came after the policy. ``share_base_with``: a loaded policy; where it
         stands on the same base, its base weights are used, not copied (do not train them then).
-        ``trainable``: leave the adapter's weights trainable.
+        ``trainable``: leave the adapter's weights trainable. ``merged``: add the adapter into the weights, a
+        quarter faster and equal up to rounding; such a policy shares its base with nobody.
 
         Raises PolicyRefused for a directory that is half written, corrupt, from the future, or whose base,
         codec or prompt template do not match; nothing is unpickled and no code of the directory is run.
@@ -123,16 +125,16 @@ class Policy:
             own.require_same_quantizer(codec)
         base = manifest.base or Base(version=manifest.version, sha256=manifest_hash(directory))
         place = device_named(device)
+        merged = merged and manifest.kind == "adapter" and not trainable
+        lender = None if merged else share_base_with
         try:
-            if share_base_with is not None and (share_base_with.base, share_base_with.device) == (
-                base,
-                place,
-            ):
-                model, tokenizer = twin(share_base_with.model), share_base_with.tokenizer
+            if lender is not None and (lender.base, lender.device) == (base, place):
+                model, tokenizer = twin(lender.model), lender.tokenizer
             else:
                 model, tokenizer = load_base(base_dir / "model", place)
             if manifest.kind == "adapter":
                 model = with_adapter(model, directory / "adapter", trainable=trainable)
+                model = model.merge_and_unload() if merged else model
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             cause = " ".join(str(error).split())[:300]
             raise PolicyRefused(
@@ -145,7 +147,7 @@ class Policy:
             tokenizer=tokenizer,
             codec=codec or own,
             popularity=_read_popularity(directory),
-            base=base,
+            base=None if merged else base,
             settings=settings,
         )
 
@@ -156,7 +158,8 @@ class Policy:
             mask[:] = False
             rows = self.codec.items
             mask[[rows[item_id] for item_id in item_ids if item_id in rows]] = True
-        return Eligible(mask, self.trie.alive(mask))
+        alive = torch.from_numpy(self.trie.alive(mask).astype(np.int64)).to(self.device)
+        return Eligible(mask, alive)
 
     def recommend(
         self,
@@ -246,7 +249,6 @@ class Policy:
             if place not in unknown
         }
         order = sorted(prompts, key=lambda place: len(prompts[place]))
-        alive = torch.from_numpy(allowed.alive.astype(np.int64)).to(self.device)
         for start in range(0, len(order), self.settings.batch):
             places = order[start : start + self.settings.batch]
             seen = [
@@ -259,7 +261,7 @@ class Policy:
             yield (
                 places,
                 [prompts[place] for place in places],
-                Left(alive, torch.from_numpy(left_out).to(self.device)),
+                Left(allowed.alive, torch.from_numpy(left_out).to(self.device)),
             )
 
     def _seen_rows(self, user: UserContext, allowed: Eligible) -> NDArray[np.int64]:

@@ -106,6 +106,20 @@ def test_policies_on_one_base_share_its_weights_and_keep_their_own_adapters(
     assert storages(stranger).isdisjoint(storages(first))
 
 
+def test_a_merged_adapter_scores_the_same_and_leaves_its_base_alone(tiny_policies: Path) -> None:
+    base = Policy.load(tiny_policies / "v1")
+    before = logits(base)
+    merged = Policy.load(tiny_policies / "v2", merged=True, share_base_with=base)
+    assert not hasattr(merged.model, "peft_config")
+    # W x + B (A x) against (W + B A) x in fp32.
+    torch.testing.assert_close(
+        logits(merged), logits(Policy.load(tiny_policies / "v2")), atol=1e-4, rtol=1e-4
+    )
+    assert torch.equal(logits(base), before)
+    plain = Policy.load(tiny_policies / "v1", share_base_with=merged)
+    assert torch.equal(logits(plain), before)
+
+
 def test_rounds_chain_on_one_base(tiny_policies: Path, tmp_path: Path) -> None:
     """v3 continues v2's adapter: its base is v1, and training starts from v2's own log-probabilities."""
     shutil.copytree(tiny_policies, tmp_path / "policies")
