@@ -4,7 +4,6 @@ import io
 import json
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from align3gr.__main__ import app
 from align3gr.console import run
 from features import json_schema
 from features.catalogue import Catalogue
-from ingest.broker import Broker, embedded_broker
-from ingest.settings import KafkaSettings
-from ingest.topics import create_topics
+from ingest.broker import Broker
+from tests.brokers import topics_on
 
 GOOD = {
     "event_id": "1",
@@ -46,16 +44,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with embedded_broker(tmp_path_factory.mktemp("broker"), 0) as broker:
-        create_topics(KafkaSettings(bootstrap_servers=broker.bootstrap_servers))
-        yield broker
-
-
 @pytest.fixture
-def kafka(home: Path, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGN3GR_KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+def kafka(home: Path, embedded: Broker, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of commands that find a broker with topics of their own."""
+    settings = topics_on(embedded)
+    monkeypatch.setenv("ALIGN3GR_KAFKA__BOOTSTRAP_SERVERS", settings.bootstrap_servers)
+    monkeypatch.setenv("ALIGN3GR_KAFKA__TOPIC", settings.topic)
     return home
 
 
@@ -110,7 +104,7 @@ def test_validate_reads_standard_input_through_a_mapping(
 
 
 def test_produce_sends_what_is_good_and_reports_the_rest(
-    kafka: Path, broker: Broker, capsys: pytest.CaptureFixture[str]
+    kafka: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = call(capsys, "produce", events_file(kafka, GOOD, GOOD | {"event_id": "2"}), "--json")
     assert (code, err) == (0, "")
