@@ -68,6 +68,10 @@ class WorkerReport:
     dropped_rows: int = 0
     """Rows decoded and dropped because a partition moved or a landing failed; somebody lands them later."""
     refused_by_reason: Counter[str] = field(default_factory=Counter)
+    first_taken_at: datetime | None = None
+    """The worker's clock when it took its first record."""
+    last_landed_at: datetime | None = None
+    """The worker's clock after its last commit."""
 
     def facts(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
@@ -191,6 +195,8 @@ class IngestWorker:
             self._next[partition] = taken[-1].offset + 1
             if self._batch_since is None:
                 self._batch_since = time.monotonic()
+            if self.report.first_taken_at is None:
+                self.report.first_taken_at = now
 
     def _holds_nothing(self) -> bool:
         return self._batch_since is None and self._in_flight is None
@@ -234,6 +240,7 @@ class IngestWorker:
         self.report.rows += landed.rows
         self.report.refused += landed.refused
         self.report.commits += 1
+        self.report.last_landed_at = self._clock()
         self._advise(landed.next_offsets)
         return True
 
@@ -247,18 +254,7 @@ class IngestWorker:
 
     def _join(self) -> KafkaConsumer:
         """Join the group; the log, not Kafka, says where to begin, so nothing is committed automatically."""
-        settings = self._settings
-        options: dict[str, Any] = {
-            "group_id": settings.group,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "none",
-            "session_timeout_ms": int(settings.session_timeout_s * 1000),
-            "heartbeat_interval_ms": int(settings.heartbeat_s * 1000),
-            "max_poll_records": settings.poll_records,
-            "fetch_max_wait_ms": 250,
-            "max_partition_fetch_bytes": 4 << 20,
-            "metrics_enabled": False,
-        }
+        options = {"group_id": self._settings.group, **consumer_options(self._settings)}
         consumer = connect(KafkaConsumer, self._kafka, **{**options, **self._kafka.client_options})
         self._assignment = Assignment(consumer)
         consumer.subscribe([self._kafka.topic], listener=self._assignment)
@@ -389,3 +385,17 @@ class IngestWorker:
         except KafkaError as error:
             logger.info("group not left cleanly cause=%s", error)
         self._dead_letters.close()
+
+
+def consumer_options(settings: IngestSettings) -> dict[str, Any]:
+    """What a worker asks of its client, the group apart: large fetches, and no opinion on where to begin."""
+    return {
+        "enable_auto_commit": False,
+        "auto_offset_reset": "none",
+        "session_timeout_ms": int(settings.session_timeout_s * 1000),
+        "heartbeat_interval_ms": int(settings.heartbeat_s * 1000),
+        "max_poll_records": settings.poll_records,
+        "fetch_max_wait_ms": 250,
+        "max_partition_fetch_bytes": 4 << 20,
+        "metrics_enabled": False,
+    }
