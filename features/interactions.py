@@ -179,6 +179,7 @@ _FIELD_WORDS = {
 }
 
 _FIELDS = frozenset(Interaction.__struct_encode_fields__) - {_EXTRA}
+_MAX_DEPTH = 64
 _REQUIRED = ("event_id", "user_id", "item_id", "kind", "occurred_at")
 _KINDS = frozenset(Kind)
 _ID_FIELDS = ("event_id", "user_id", "item_id", "request_id", "policy_version", "source")
@@ -210,11 +211,24 @@ def _decode_slowly(raw: bytes) -> Interaction:
         raise InvalidInteraction("unknown_kind", f"kind {wire['kind'][:64]!r} is none of {', '.join(Kind)}")
     known = {name: value for name, value in wire.items() if name in _FIELDS}
     known[_EXTRA] = {name: value for name, value in wire.items() if name not in _FIELDS}
+    if _deeper(known[_EXTRA], _MAX_DEPTH):
+        raise InvalidInteraction(
+            "bad_field", f"an unknown field is nested more than {_MAX_DEPTH} levels deep"
+        )
     try:
         # No builtin types beside JSON's own: a date must still be a string that is converted.
         return msgspec.convert(known, Interaction, builtin_types=())
     except (msgspec.ValidationError, RecursionError) as error:
         raise InvalidInteraction("bad_field", _one_line(error)) from None
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether ``value`` nests deeper than ``levels``: what was read must also be written, on any stack."""
+    if isinstance(value, dict):
+        return levels == 0 or any(_deeper(inner, levels - 1) for inner in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_deeper(inner, levels - 1) for inner in value)
+    return False
 
 
 def _check_version(version: Any) -> None:

@@ -119,7 +119,10 @@ class EventMapping(BaseModel):
             value = ours.get(name)
             if isinstance(value, int) and not isinstance(value, bool):
                 ours[name] = str(value)
-        return _encode(ours)
+        try:
+            return _encode(ours)
+        except RecursionError:
+            raise InvalidInteraction("bad_json", "the event is nested too deeply") from None
 
     def _renamed(self, theirs: dict[str, Any]) -> dict[str, Any]:
         ours: dict[str, Any] = {}

@@ -91,6 +91,13 @@ def test_unknown_fields_are_kept_whatever_they_are_called() -> None:
     assert {name: json.loads(encode_interaction(decoded))[name] for name in wire} == wire
 
 
+def test_unknown_fields_may_be_nested_and_large() -> None:
+    wire = {"deep": [[[[{"a": [1, 2, {"b": None}]}]]]], "large": 10**30}
+    decoded = decode_interaction(event(**wire), now=NOW)
+    assert decoded.extra == wire
+    assert decode_interaction(encode_interaction(decoded), now=NOW) == decoded
+
+
 def test_a_newer_minor_version_is_accepted_and_keeps_its_number() -> None:
     decoded = decode_interaction(event(schema_version="1.9", mood="calm"), now=NOW)
     assert (decoded.schema_version, decoded.extra) == ("1.9", {"mood": "calm"})
@@ -111,6 +118,8 @@ def test_null_means_absent_for_optional_fields() -> None:
         (b"[" * 100_000, "bad_json"),
         (b'{"a":' + b"[" * 100_000, "bad_json"),
         (event() + b"x", "bad_json"),
+        (event().replace(b"{", b'{"deep":' + b"[" * 65 + b"]" * 65 + b",", 1), "bad_field"),
+        (event().replace(b"{", b'{"deep":' + b'{"a":' * 700 + b"1" + b"}" * 700 + b",", 1), "bad_field"),
         (event(kind="adore"), "unknown_kind"),
         (event(kind=""), "unknown_kind"),
         (event(user_id=...), "missing_field"),
