@@ -60,7 +60,6 @@ def bootstrap(
         staging,
         texts=item_texts(given.items),
         popularity=given.popularity,
-        version=staging.name,
         lineage={
             "parent": None,
             "created_at": clock().isoformat(),
