@@ -5,6 +5,7 @@ Safetensors only, no code of the directory is run, nothing is fetched.
 
 import copy
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_base(directory: Path, device: torch.device) -> tuple[Any, Any]:
             trust_remote_code=False,
         )
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    return model.to(device), tokenizer
+    return _in_memory(model).to(device), tokenizer
 
 
 def twin(model: Any) -> Any:
@@ -53,7 +54,11 @@ def with_adapter(model: Any, directory: Path, *, trainable: bool) -> Any:
     """The adapter of a policy on its base model (unmerged, so that the base can be shared)."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(directory), is_trainable=trainable, local_files_only=True)
+    adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable, local_files_only=True)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.clone()
+    return adapted
 
 
 def save_full(model: Any, tokenizer: Any, directory: Path) -> None:
@@ -75,15 +80,26 @@ def save_adapter(model: Any, directory: Path, base: Base) -> None:
     config.write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
 
 
+def _in_memory(model: Any) -> Any:
+    """Weights as read are views of the mapped file: a file overwritten later would change what is served, a
+    truncated one would kill the process."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars; ours are shown by the commands."""
+    """Without transformers' own progress bars (ours are shown by the commands), and without its warning that
+    peft asks it by a deprecated name."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
