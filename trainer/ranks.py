@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the scheduler shows where rounds run without loading torch
+    from torch import Tensor
+    from torch.nn import Parameter
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Ranks:
         """This process's part of a batch; the parts of all are the batch."""
         return numbers[self.index :: self.count]
 
-    def add_up(self, *tensors: Tensor) -> None:
+    def add_up(self, *tensors: "Tensor") -> None:
         """Replace each tensor by its sum over the processes, in one message; the same bits for everyone."""
         if self.count == 1:
             return
+        import torch
+
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         for tensor, part in zip(
@@ -46,10 +50,12 @@ class Ranks:
         ):
             tensor.detach().copy_(part.view_as(tensor))
 
-    def add_up_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def add_up_gradients(self, parameters: "Iterable[Parameter]") -> None:
         """``add_up`` for the gradients; one that a process does not have counts as zero."""
         if self.count == 1:
             return
+        import torch
+
         gradients: list[Tensor] = []
         for parameter in parameters:
             if parameter.grad is None:
@@ -60,6 +66,8 @@ class Ranks:
     def wait(self) -> None:
         """Until every process has come here."""
         if self.count > 1:
+            import torch
+
             torch.distributed.barrier()
 
 
@@ -75,6 +83,8 @@ def launch_command(device: str, *, gpus: int | None = None) -> list[str]:
     """
     if device not in ("auto", "cuda"):
         return []
+    import torch
+
     count = torch.cuda.device_count() if gpus is None else gpus
     if not count:
         return []
@@ -88,6 +98,7 @@ def join_ranks(device: str) -> Ranks:
     """The place of this process among those that ``accelerate launch`` started; alone without it."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
+    import torch
     from accelerate import PartialState
 
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())

@@ -29,6 +29,7 @@ def round_(
 
     With GPUs it runs under accelerate launch, one process each; on several hosts start it there yourself.
     """
+    from align3gr.progress import Bars
     from trainer.ranks import join_ranks, launch_command, launched
     from trainer.rounds import resume_round, start_round
 
@@ -41,7 +42,7 @@ def round_(
 
         os.execv(command[0], [*command, "-m", "align3gr", *sys.argv[1:]])
     ranks = join_ranks(wanted)
-    with _Progress(shown=not as_json and ranks.leads) as progress:
+    with Bars(shown=not as_json and ranks.leads) as progress:
         workplace = _workplace(settings, ranks=ranks, observe=progress)
         last = workplace.rounds.last()
         if resume is not None:
@@ -152,36 +153,6 @@ class _RoundProcess:
         self._stopping = True
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-
-
-class _Progress:
-    """A bar a step on standard error, where a person looks on."""
-
-    def __init__(self, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, disable=not (shown and console.is_terminal),
-        )  # fmt: skip
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Progress":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, step: str, done: int, total: int) -> None:
-        for name, task in self._tasks.items():
-            if name != step and not self._bars.tasks[task].finished:
-                self._bars.update(task, total=1, completed=1)
-        if step not in self._tasks:
-            self._tasks[step] = self._bars.add_task(step, total=None)
-        self._bars.update(self._tasks[step], completed=done, total=total or None)
 
 
 def _require_device(wanted: str) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from policies.policy import Policy
 from policies.scoring import answer_log_probs, pack
+from policies.weights import quiet
 from trainer.errors import TrainerError
 from trainer.ranks import Ranks
 from trainer.settings import PreferenceSettings, StageSettings
@@ -169,4 +170,5 @@ def _with_lora(policy: Policy, settings: PreferenceSettings) -> Any:
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
-    return get_peft_model(policy.model, config).train()
+    with quiet():
+        return get_peft_model(policy.model, config).train()
