@@ -4,6 +4,9 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from features import LevelRules
 from features.batch import InteractionBatch, Record
 from features.log import LOG_SCHEMA, FeedbackLog
@@ -12,6 +15,10 @@ from features.settings import FeatureSettings
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 KEY = b"a key"
+REASONS = {
+    "bad_json", "unknown_kind", "missing_field", "bad_field", "absurd_time", "oversized",
+    "unknown_major_version",
+}  # fmt: skip
 
 
 def record(offset: int, partition: int = 0, **fields: object) -> Record:
@@ -90,3 +97,30 @@ def test_limits_come_from_the_settings_and_the_table_fits_the_log(tmp_path: Path
     assert [bad.reason for bad in refused] == ["oversized"]
     log = FeedbackLog.open(tmp_path / "log")
     assert log.append(batch.table(NOW), {}) == 1
+
+
+wire_values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=300),
+    st.lists(st.none(), max_size=2),
+    st.sampled_from(["like", "dwell", "2026-04-30T10:00:00Z", "1.0", "1.5", "2.0", "a\nb"]),
+    st.sampled_from(["\x7f", 1e308, 0, -1]),
+)  # fmt: skip
+wire_objects = st.dictionaries(st.sampled_from([*LOG_SCHEMA.names, "@extra", "extra"]), wire_values)
+nearly_right = st.builds(lambda changes: record(0, **changes).raw, wire_objects)
+torn = st.builds(
+    lambda at, piece: (raw := record(0).raw or b"")[:at] + piece + raw[at + len(piece) :],
+    st.integers(0, 130),
+    st.binary(max_size=4),
+)
+
+
+@given(st.lists(st.none() | st.binary(max_size=60) | nearly_right | torn, max_size=6))
+def test_no_bytes_whatever_stop_a_partition(raws: list[bytes | None]) -> None:
+    batch = InteractionBatch(LevelRules(), signing_key=KEY)
+    refused = batch.add([Record(raw, 0, n, 1000 + n) for n, raw in enumerate(raws)], now=NOW)
+    table = batch.table(NOW)
+    table.validate(full=True)
+    offsets = table["kafka_offset"].to_pylist() + [bad.record.offset for bad in refused]
+    assert sorted(offsets) == list(range(len(raws)))
+    assert {bad.reason for bad in refused} <= REASONS
+    assert batch.last_offsets() == ({0: len(raws) - 1} if raws else {})
