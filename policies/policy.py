@@ -118,17 +118,19 @@ class Policy:
                 f"speaks {TEMPLATE_VERSION}; train a new base policy with `align3gr sft`"
             )
         base_dir = base_directory(directory, manifest, policies)
-        if verify and base_dir != directory:
-            _verified(base_dir)
-        own = _codec_of(directory, manifest)
-        if codec is not None:
-            own.require_same_quantizer(codec)
         base = manifest.base or Base(version=manifest.version, sha256=manifest_hash(directory))
         place = device_named(device)
         merged = merged and manifest.kind == "adapter" and not trainable
         lender = None if merged else share_base_with
+        if lender is not None and (lender.base, lender.device) != (base, place):
+            lender = None
+        if verify and base_dir != directory and lender is None:
+            _verified(base_dir)
+        own = _codec_of(directory, manifest)
+        if codec is not None:
+            own.require_same_quantizer(codec)
         try:
-            if lender is not None and (lender.base, lender.device) == (base, place):
+            if lender is not None:
                 model, tokenizer = twin(lender.model), lender.tokenizer
             else:
                 model, tokenizer = load_base(base_dir / "model", place)

@@ -1,6 +1,7 @@
 """A policy directory is whole, unchanged and matching, or it is refused in one line that says what to do."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from itertools import product
@@ -24,7 +25,7 @@ from policies.directory import (
 )
 from policies.errors import BadRequest, PolicyRefused
 from policies.policy import Policy, UserContext, write_policy
-from policies.prompt import prompt_ids
+from policies.prompt import prompt_ids, text_ids
 from policies.scoring import answer_log_probs, pack
 from tests.policies.factory import tiny_codec, write_tiny_policy
 
@@ -67,6 +68,8 @@ def test_a_full_policy_comes_back_as_it_was_written(tmp_path: Path) -> None:
         "popularity.json",
     ]
     assert not policy.model.training
+    special = {token for token, added in policy.tokenizer.added_tokens_decoder.items() if added.special}
+    assert not special & set(text_ids(policy.tokenizer, "<s> a red <a_1><recommend>"))
     assert list(tmp_path.iterdir()) == [tmp_path / "v1"]
 
 
@@ -299,6 +302,26 @@ def test_an_adapter_on_another_base_of_the_same_name_is_refused(folder: Path) ->
         Policy.load(folder / "v2")
     with pytest.raises(PolicyRefused, match="stands on another v1"):
         Policy.load(folder / "v2", verify=False)
+
+
+def test_a_borrowed_base_is_not_read_again_and_a_read_one_is_verified(folder: Path) -> None:
+    first = Policy.load(folder / "v1")
+    (folder / "v1" / "model" / "model.safetensors").write_bytes(b"damaged since")
+    assert Policy.load(folder / "v2", share_base_with=first).version == "v2"
+    with pytest.raises(PolicyRefused, match="v1: model/model"):
+        Policy.load(folder / "v2")
+
+
+def test_files_damaged_after_loading_do_not_reach_a_loaded_policy(folder: Path) -> None:
+    loaded = {name: Policy.load(folder / name) for name in ("v1", "v2")}
+    before = {name: logits(policy) for name, policy in loaded.items()}
+    for file in (folder / "v1/model/model.safetensors", folder / "v2/adapter/adapter_model.safetensors"):
+        size = file.stat().st_size
+        with file.open("r+b") as handle:
+            handle.write(b"\0" * size)
+        assert all(torch.equal(logits(loaded[name]), before[name]) for name in loaded)
+        os.truncate(file, 0)
+    assert all(torch.equal(logits(loaded[name]), before[name]) for name in loaded)
 
 
 def test_damaged_weights_are_refused_even_unverified(folder: Path) -> None:
