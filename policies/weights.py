@@ -54,7 +54,10 @@ def with_adapter(model: Any, directory: Path, *, trainable: bool) -> Any:
     """The adapter of a policy on its base model (unmerged, so that the base can be shared)."""
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, str(directory), is_trainable=trainable, local_files_only=True)
+    with quiet():
+        adapted = PeftModel.from_pretrained(
+            model, str(directory), is_trainable=trainable, local_files_only=True
+        )
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.clone()
