@@ -6,7 +6,7 @@ is a compare-and-set; the second starts again on what the first wrote.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +37,7 @@ CATALOGUE_SCHEMA = pa.schema(
 """Columns of the table and of ``Catalogue.items``. ``attributes``: a JSON object."""
 
 _APP = "catalogue"
+_CONTENT = ("title", "text", "categories", "attributes", "listed")
 _ATTEMPTS = 5
 
 
@@ -146,7 +147,7 @@ class Catalogue:
 
         Raises UnknownItem, and writes nothing, when one of them is not in the catalogue.
         """
-        known = _items_of(_latest(self._table().to_pyarrow_table()))
+        known = _items_of(_among(_latest(self._table().to_pyarrow_table()), item_ids))
         for item_id in item_ids:
             if item_id not in known:
                 raise UnknownItem(f"item {item_id} is not in the catalogue; nothing was delisted")
@@ -170,18 +171,21 @@ class Catalogue:
         for _ in range(_ATTEMPTS):
             handle = self._table()
             revision = handle.transaction_version(_APP) or 0
-            known = _items_of(_latest(handle.to_pyarrow_table()))
-            changes = [item for item_id, item in wanted.items() if known.get(item_id) != item]
-            added = sum(item.item_id not in known for item in changes)
-            after = known | wanted
+            table = _latest(handle.to_pyarrow_table())
+            before = _among(table, wanted)
+            known = dict(zip(before["item_id"].to_pylist(), _contents(before), strict=True))
+            rows = _rows(list(wanted.values()), revision + 1, now)
+            differs = [known.get(i) != row for i, row in zip(wanted, _contents(rows), strict=True)]
+            changes = sum(differs)
+            added = len(wanted) - len(known)
             if changes:
                 revision += 1
-                rows = _rows(changes, revision, now)
+                changed = rows.filter(pa.array(differs))
                 try:
-                    require_space(self._uri, rows.nbytes)
+                    require_space(self._uri, changed.nbytes)
                     write_deltalake(
                         handle,
-                        rows,
+                        changed,
                         mode="append",
                         commit_properties=CommitProperties(app_transactions=[Transaction(_APP, revision)]),
                     )
@@ -194,11 +198,11 @@ class Catalogue:
                     ) from error
             return LoadReport(
                 added=added,
-                changed=len(changes) - added,
-                unchanged=len(wanted) - len(changes),
+                changed=changes - added,
+                unchanged=len(wanted) - changes,
                 revision=revision,
-                items=len(after),
-                listed=sum(item.listed for item in after.values()),
+                items=table.num_rows + added,
+                listed=_listed(table) - _listed(before) + _listed(rows),
             )
         raise FeaturesError("the catalogue is being loaded by others all the time; try again")
 
@@ -227,6 +231,19 @@ def _latest(table: pa.Table) -> pa.Table:
     return table.filter(pa.concat_arrays([last, pa.array([True])])).combine_chunks()
 
 
+def _among(table: pa.Table, item_ids: Iterable[str]) -> pa.Table:
+    return table.filter(pc.is_in(table["item_id"], pa.array(list(item_ids), pa.string())))
+
+
+def _listed(table: pa.Table) -> int:
+    return pc.sum(table["listed"]).as_py() or 0
+
+
+def _contents(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """What makes an item differ from its earlier revision, row by row."""
+    return zip(*(table[name].to_pylist() for name in _CONTENT), strict=True)
+
+
 def _items_of(table: pa.Table) -> dict[str, Item]:
     return {
         row["item_id"]: Item(
@@ -248,9 +265,13 @@ def _rows(items: list[Item], revision: int, now: datetime) -> pa.Table:
         "title": [item.title for item in items],
         "text": [item.text for item in items],
         "categories": [list(item.categories) for item in items],
-        "attributes": [json.dumps(item.attributes, ensure_ascii=False) for item in items],
+        "attributes": [_json_of(item.attributes) for item in items],
         "listed": [item.listed for item in items],
         "revision": [revision] * n,
         "loaded_at": [now] * n,
     }
     return pa.table([pa.array(columns[f.name], f.type) for f in CATALOGUE_SCHEMA], schema=CATALOGUE_SCHEMA)
+
+
+def _json_of(attributes: dict[str, Any]) -> str:
+    return json.dumps(attributes, ensure_ascii=False, sort_keys=True) if attributes else "{}"
