@@ -61,8 +61,13 @@ def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = 
             gate=GateSettings(share=0.15, min_users=80), decoding=DecodingSettings(batch=64)
         ),
         trainer=TrainerSettings(
-            tokenization=TokenizationSettings(),
-            sft=SftSettings(backbone=options.backbone, epochs=options.sft_epochs, seed=options.seed),
+            tokenization=TokenizationSettings(levels=2, codes=128),
+            sft=SftSettings(
+                backbone=options.backbone,
+                epochs=options.sft_epochs,
+                samples_per_step=256,
+                seed=options.seed,
+            ),
             preference=PreferenceSettings(
                 stages=(
                     StageSettings(name="easy", data="easy", **stage),

@@ -34,10 +34,10 @@ THEME_PUSH, ITEM_PUSH = 1.0, 0.8
 class WorldSize:
     """How many items and users there are."""
 
-    items: int = 2400
-    learners: int = 1600
+    items: int = 2000
+    learners: int = 1200
     """Users whose feedback is learned from (the gate's and the stop users are among them)."""
-    evaluated: int = 400
+    evaluated: int = 300
     """Users no round ever hears of: they judge."""
     old_slates: int = 12
     """Slates of ten that the old system showed each user before us."""
