@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from features.duck import connect
 from features.log import FeedbackLog
 from features.settings import FeatureSettings
 from policies.ledger import PromotionLedger
@@ -65,6 +64,8 @@ class Workplace:
         """Rows with a level in these files of the log: what is learned from."""
         if not files:
             return 0
+        from features.duck import connect
+
         with connect(self.features) as con:
             query = "select count(level) from read_parquet($files, hive_partitioning = true)"
             row = con.execute(query, {"files": list(files)}).fetchone()

@@ -60,7 +60,7 @@ def scheduler(
     context: typer.Context,
     once: bool = typer.Option(False, help="Look once: run what is due now, then end."),
     as_json: bool = JsonOption,
-) -> None:
+) -> int:
     """Run rounds by cron or interval when enough new feedback has landed; keep the store tidy in between."""
     from trainer.schedule import Scheduler
 
@@ -71,7 +71,7 @@ def scheduler(
     if once:
         found = planned.refresh()
         emit({"outcome": found.outcome, "why": found.why, "exit_code": found.exit_code}, as_json)
-        raise typer.Exit(1 if found.exit_code else 0)
+        return 1 if found.exit_code else 0
     import logging
     import signal
 
@@ -89,6 +89,7 @@ def scheduler(
         signal.signal(number, stop)
     say(f"scheduler: first look {planned.first_run():%Y-%m-%d %H:%M:%S} UTC, state in {settings.home}")
     jobs.start()
+    return 0
 
 
 def _workplace(settings: "Settings", **more: Any) -> "Workplace":
