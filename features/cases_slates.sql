@@ -13,7 +13,7 @@ with judged as (
     group by slate_items.u, slate_items.q
     having bool_or(in_force.level = 1) and bool_or(in_force.level <> 1)
 )
-select judged.*, shown as excluded, slates.asked_at, slates.asked_seq, slates.engaged_before
+select judged.*, shown as excluded, slates.asked_at, slates.asked_seq
 from judged
 join slates using (u, q)
 where $since::timestamptz is null or slates.arrived_at > $since::timestamptz

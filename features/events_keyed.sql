@@ -21,7 +21,11 @@ select
     logged.kind = 'impression' as impression,
     logged.kind = 'served' as served,
     -- what a prompt's history is made of: liked, or taken up without being disliked
-    coalesce(logged.level = 1 or (kinds.engages and logged.level is distinct from -1), false) as engaged
+    coalesce(
+        logged.kind <> 'served'
+        and (logged.level = 1 or (kinds.engages and logged.level is distinct from -1)),
+        false
+    ) as engaged
 from logged
 join users using (user_id)
 join items using (item_id)

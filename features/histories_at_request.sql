@@ -2,7 +2,20 @@
 -- before the request, those that had landed by then, each item at its latest place, without the `excluded`
 -- items; the last `length` of them, oldest first. Two neighbouring blocks hold all that is looked at.
 create or replace temp table prompted as
-with placed as (select *, (engaged_before - 1) // $look_back as block from asks),
+with moments as (
+    select u, occurred_at, max(engaged_at) as engaged_by_then
+    from events
+    where engaged
+    group by u, occurred_at
+),
+placed as (
+    select
+        asks.*,
+        coalesce(moments.engaged_by_then, 0) as engaged_before,
+        (engaged_before - 1) // $look_back as block
+    from asks
+    asof left join moments on moments.u = asks.u and moments.occurred_at < asks.asked_at
+),
 looked_at as (
     select
         placed.*,
@@ -17,7 +30,7 @@ looked_at as (
 ),
 landed_by_then as (
     select
-        * exclude (latest_first, block),
+        * exclude (latest_first, block, engaged_before),
         list_transform(
             list_filter(latest_first, lambda x: asked_seq is null or (x >> 32) < asked_seq),
             lambda x: (x & 4294967295)::integer

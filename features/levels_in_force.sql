@@ -1,7 +1,7 @@
 -- The level in force of every (user, item) that has one, and `n`, the event that decided it. Explicit beats
 -- implicit; of explicit ones the latest wins; of implicit ones the strongest (liked, disliked, neutral), and
 -- of equals the latest. One number orders them: the strength, then `n`.
--- `disliked_before` and `neutral_before` number the items that could be rejected, in order of `n`.
+-- `place` numbers the user's items of one level from 1 in order of `n`.
 create or replace temp table in_force as
 with telling as (
     select
@@ -22,8 +22,6 @@ decided as (
 select
     decided.u, decided.i, decided.level, decided.n,
     events.seq, events.q, events.occurred_at, events.arrived_at,
-    count(*) filter (decided.level = -1) over earlier as disliked_before,
-    count(*) filter (decided.level = 0) over earlier as neutral_before
+    row_number() over (partition by decided.u, decided.level order by decided.n) as place
 from decided
 join events using (u, n)
-window earlier as (partition by decided.u order by decided.n rows between unbounded preceding and 1 preceding)

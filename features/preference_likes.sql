@@ -17,7 +17,7 @@ shown as (
     group by liked.u, liked.i
 ),
 first_met as (
-    select u, i, min(occurred_at) as asked_at, min(engaged_before) as engaged_before
+    select u, i, min(occurred_at) as asked_at
     from events
     semi join liked using (u, i)
     group by u, i
@@ -29,14 +29,12 @@ attributed as (
 )
 select
     attributed.u, attributed.i, attributed.q, attributed.n,
-    attributed.disliked_before, attributed.neutral_before,
     slate_items.q is not null as on_slate,
     slate_items.policy_version,
     slate_items.propensity,
     case when on_slate then slates.asked_at else first_met.asked_at end as asked_at,
     -- null: no landing clock to respect
-    case when on_slate then slates.asked_seq end as asked_seq,
-    case when on_slate then slates.engaged_before else first_met.engaged_before end as engaged_before
+    case when on_slate then slates.asked_seq end as asked_seq
 from attributed
 join first_met using (u, i)
 left join slate_items on slate_items.u = attributed.u and slate_items.q = attributed.q

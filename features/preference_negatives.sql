@@ -3,7 +3,7 @@
 create or replace temp table negatives as
 select
     u, level,
-    (case level when -1 then disliked_before else neutral_before end) // $max_rejected as block,
+    (place - 1) // $max_rejected as block,
     list(i order by n) as entries
 from in_force
 where level <> 1

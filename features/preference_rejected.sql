@@ -3,8 +3,11 @@
 -- the like. At most `cap` likes a user, the latest; `available` says how many there were.
 create or replace temp table asks as
 with numbered as (
-    select *, case $level when -1 then disliked_before else neutral_before end as earlier
+    -- how many items had this level before the like
+    select likes.*, coalesce(before.place, 0) as earlier
     from likes
+    asof left join (select u, n, place from in_force where level = $level) as before
+        on before.u = likes.u and before.n < likes.n
 ),
 candidates as (
     select

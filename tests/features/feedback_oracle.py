@@ -79,9 +79,8 @@ def all_in_force(events, watermark, window):
 
 
 def engaged(event):
-    return event["level"] == 1 or (
-        event["kind"] in {"click", "rating", "review", "purchase"} and event["level"] != -1
-    )
+    taken_up = event["kind"] in {"click", "rating", "review", "purchase"} and event["level"] != -1
+    return event["kind"] != "served" and (event["level"] == 1 or taken_up)
 
 
 def distinct_latest(item_ids):
