@@ -25,7 +25,7 @@ from trainer.sft.presets import byte_level_tokenizer, open_backbone
 from trainer.sft.training import accumulate, sample_logits, schedule, train_next_item
 from trainer.tokenization import fit_codec
 
-QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260)
+QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +226,18 @@ def test_a_checkpoint_of_another_run_is_not_continued(
         learning_rate=1e-2, checkpoint=tmp_path / "state", run_key="another",
     )  # fmt: skip
     assert done.resumed_at == 0
+
+
+def test_bfloat16_follows_float32_closely(codec: ScidCodec, tokens: PromptTokens) -> None:
+    windows = windows_of(rows_of(codec, [6, 2, 9, 4, 25]))
+    losses = [
+        accumulate(
+            model_for(codec), windows, token_map(tokens), QUICK, np.random.default_rng(0), "cpu", cast
+        )[0]
+        for cast in (None, torch.bfloat16)
+    ]
+    # Eight bits of mantissa: about 0.4% of a value.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
 
 
 def test_the_rate_rises_then_falls_to_nothing() -> None:
