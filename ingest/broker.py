@@ -26,6 +26,8 @@ from typing import Literal
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
+from features.errors import BadInput
+
 from .errors import BrokerFailed, IngestError, PortTaken
 from .settings import KafkaSettings
 
@@ -294,6 +296,18 @@ def kafka_broker(data_dir: Path, port: int = 0, home: Path | None = None) -> Bro
     if home is None:
         raise IngestError("KAFKA_HOME names no Apache Kafka distribution: set it, or use the embedded broker")
     return Broker(kind="kafka", data_dir=Path(data_dir), port=port, kafka_home=home)
+
+
+def choose_broker(kind: str, data_dir: Path, port: int = 0) -> Broker:
+    """A broker (not started yet) of ``kind``: embedded, kafka, or auto (kafka where KAFKA_HOME names one).
+
+    Raises BadInput for another word.
+    """
+    if kind not in ("auto", "embedded", "kafka"):
+        raise BadInput(f"a broker of kind {kind} is not known: say auto, embedded or kafka")
+    if kind == "kafka" or (kind == "auto" and kafka_home() is not None):
+        return kafka_broker(data_dir, port)
+    return embedded_broker(data_dir, port)
 
 
 def kafka_home(environment: Mapping[str, str] = os.environ) -> Path | None:

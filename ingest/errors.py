@@ -30,6 +30,14 @@ class PortTaken(BrokerFailed, BadInput):
 class OffsetsLost(IngestError):  # noqa: N818 - reads as what it is
     """The next event to land is no longer, or not yet, in the topic."""
 
+    @classmethod
+    def beyond(cls, partition: int, position: int, end: int) -> "OffsetsLost":
+        """The log has landed more than the topic holds: the broker lost what it had acknowledged."""
+        return cls(
+            f"partition {partition}: the log has landed events up to {position - 1}, the topic ends before "
+            f"{end}: the broker lost events; restore the topic, or set kafka.topic to another one"
+        )
+
 
 class DeadLettersRefused(IngestError):  # noqa: N818 - reads as what it is
     """A dead letter was not acknowledged, so its record's offset must not move."""

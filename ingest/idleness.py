@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 from kafka import KafkaConsumer, TopicPartition
 
+from .errors import OffsetsLost
+
 _QUIET_S = 1.0
 """Silence asked for: longer than two fetch waits (``fetch_max_wait_ms`` of the worker is 250)."""
 _LONGEST_INTERVAL_S = 60.0
@@ -42,7 +44,8 @@ class IdlePartitions:
         """Partitions of ``positions`` (partition -> next offset, everything before it landed) that are idle.
 
         Empty when it is not time yet. The longer nothing has come, the rarer it is time: an idle night costs
-        a commit a minute. Raises KafkaError when the broker does not answer.
+        a commit a minute. Raises KafkaError when the broker does not answer and OffsetsLost when a
+        partition ends before our position.
         """
         now = time.monotonic()
         interval = max(self._interval_s, min((now - self._busy_at) / 20, _LONGEST_INTERVAL_S))
@@ -54,12 +57,16 @@ class IdlePartitions:
         self._asked_at = now
         partitions = [TopicPartition(self._topic, partition) for partition in quiet]
         ends = consumer.end_offsets(partitions, timeout_ms=_ANSWER_MS)
-        # The embedded broker's answer may be short by the last batch; a fetch's high watermark is not.
-        return [
-            tp.partition
-            for tp in partitions
-            if max(ends[tp], consumer.highwater(tp) or 0) <= positions[tp.partition]
-        ]
+        caught_up = []
+        for tp in partitions:
+            # The embedded broker's answer may be short by the last batch; a fetch's high watermark is not.
+            high = consumer.highwater(tp)
+            end, position = max(ends[tp], high or 0), positions[tp.partition]
+            if high is not None and position > end:
+                raise OffsetsLost.beyond(tp.partition, position, end)  # some brokers just send nothing then
+            if end <= position:
+                caught_up.append(tp.partition)
+        return caught_up
 
     @staticmethod
     def mark(now_ms: float) -> int:

@@ -120,6 +120,7 @@ class IngestWorker:
         self._in_flight: Future[Landed] | None = None
         self._in_flight_rows = 0
         self._failures = 0
+        self._patient = True
 
     def stop(self) -> None:
         """Ask ``run`` to land what it holds and return."""
@@ -127,15 +128,19 @@ class IngestWorker:
 
     def run(self, *, until_caught_up: bool = False) -> WorkerReport:
         """Work until ``stop``, or until what the topic held at the start has landed (by any worker)."""
+        InteractionBatch.of(self._features).table(self._clock())  # pyarrow looks for pandas once: 0.3 s
         self._identity = identify(self._kafka)
         identify(self._kafka, self._kafka.dead_topic)
         FeedbackLog.open(self._log_path, checkpoint_interval=self._features.checkpoint_interval)
         target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
+        self._patient = target is None  # a script is told at once that the disk is full
+        if target is not None and target.reached({}):
+            return self.report
         self._consumer = self._join()
         try:
             with cyclic_collector_off():
                 while not self._stopping.is_set():
-                    if target is not None and self._holds_nothing() and target.reached(self._next):
+                    if target is not None and self._landed_all() and target.reached(self._next):
                         break
                     self._step()
                 self._drain()
@@ -198,8 +203,9 @@ class IngestWorker:
             if self.report.first_taken_at is None:
                 self.report.first_taken_at = now
 
-    def _holds_nothing(self) -> bool:
-        return self._batch_since is None and self._in_flight is None
+    def _landed_all(self) -> bool:
+        """Whether everything before ``_next`` has landed: then those are offsets that the log knows."""
+        return self._generation >= 0 and self._batch_since is None and self._in_flight is None
 
     def _due(self) -> bool:
         if self._batch_since is None:
@@ -309,10 +315,8 @@ class IngestWorker:
         """Whether the client's metadata, by which it fetches, names another cluster or topic id than ours."""
         metadata = self._consumer._cluster  # kafka-python has no public way to ask for them
         cluster, topic_id = metadata.cluster_id, metadata.topic_id(self._kafka.topic)
-        known = self._identity
-        return (cluster is not None and cluster != known.cluster) or (
-            topic_id is not None and str(topic_id) != known.topic_id
-        )
+        ours = self._identity
+        return cluster not in (None, ours.cluster) or str(topic_id or ours.topic_id) != ours.topic_id
 
     def _give_up_position(self) -> None:
         """The broker says a position is out of range: claim again when that may cure it, else say so."""
@@ -326,37 +330,33 @@ class IngestWorker:
             return
         for partition, position in self._next.items():
             if position > ends[partition].end:
-                raise OffsetsLost(
-                    f"partition {partition}: the log has landed events up to {position - 1}, the topic ends "
-                    f"before {ends[partition].end}: the broker lost events; restore the topic, or "
-                    "set kafka.topic to another one"
-                )
+                raise OffsetsLost.beyond(partition, position, ends[partition].end)
 
     def _failed(self, doing: str, error: Exception) -> None:
         """Step 4 and a growing pause; gives up after many failed landings in a row, or when none can work."""
         self._failures += 1
         if isinstance(error, LogConflict):
             self.report.conflicts += 1
-        unwritable = isinstance(error, LogUnwritable)
-        if self._failures >= (_LOG_UNWRITABLE if unwritable else _LANDINGS_FAILED) and (
-            unwritable or doing == "landing"
-        ):
+        if isinstance(error, LogUnwritable):
+            patience = _LOG_UNWRITABLE if self._patient else 1
+        else:
+            patience = _LANDINGS_FAILED
+        if self._failures >= patience and (doing == "landing" or isinstance(error, LogUnwritable)):
             raise error
         logger.warning("retrying doing=%s failures=%d cause=%s", doing, self._failures, error)
         if doing != "poll":
-            self._generation = -1
+            self._generation, self._next = -1, {}
         self._stopping.wait(_BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1])
 
     # -- Kafka's own view, and the watermark ---------------------------------------------------------------
 
     def _advise(self, next_offsets: dict[int, int]) -> None:
         """Commit offsets to Kafka, for lag tools only: nobody reads them to decide where to begin."""
-        offsets = {
-            TopicPartition(self._kafka.topic, partition): OffsetAndMetadata(offset, "", -1)
-            for partition, offset in next_offsets.items()
-        }
+        topic = self._kafka.topic
         try:
-            self._consumer.commit_async(offsets)
+            self._consumer.commit_async(
+                {TopicPartition(topic, p): OffsetAndMetadata(at, "", -1) for p, at in next_offsets.items()}
+            )
         except KafkaError as error:
             logger.info("advisory offsets not committed cause=%s", error)
 

@@ -32,18 +32,13 @@ def broker(
         return
     import signal
 
-    from features.errors import BadInput
-    from ingest.broker import embedded_broker, kafka_broker, kafka_home, settings_for
+    from ingest.broker import choose_broker, settings_for
     from ingest.errors import BrokerFailed
     from ingest.topics import create_topics
 
-    if kind not in ("auto", "embedded", "kafka"):
-        raise BadInput(f"--kind {kind} is none of auto, embedded, kafka")
     settings = settings_of(context)
-    folder = data_dir or settings.home / "broker"
-    real = kind == "kafka" or (kind == "auto" and kafka_home() is not None)
-    at = _own_port(settings.kafka.bootstrap_servers) if port is None else port
-    node = kafka_broker(folder, at) if real else embedded_broker(folder, at)
+    own = _own_port(settings.kafka.bootstrap_servers) if port is None else port
+    node = choose_broker(kind, data_dir or settings.home / "broker", own)
 
     def end(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -48,6 +48,16 @@ def test_killed_and_stopped_workers_neither_lose_nor_repeat_an_event() -> None:
 
 
 @pytest.mark.kafka
+def test_a_killed_broker_that_comes_back_neither_loses_nor_repeats_an_event(real_kafka: Broker) -> None:
+    facts = faults(
+        {},
+        *("--events", "6000", "--kills", "1", "--stops", "0", "--broker-kills", "1", "--workers", "2"),
+    )
+    require_exactly_once(facts, 6000)
+    assert facts["broker"] == "kafka"
+
+
+@pytest.mark.kafka
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_twenty_kills_ten_stops_and_five_broker_kills_lose_and_repeat_nothing(real_kafka: Broker) -> None:

@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 
+from features.batch import InteractionBatch, Record, Refused
 from features.interactions import encode_interaction
 from features.log import FeedbackLog
 from features.settings import FeatureSettings
 from ingest.broker import Broker, embedded_broker
-from ingest.dead_letters import list_dead_letters, replay_dead_letters
+from ingest.dead_letters import DeadLetterBox, list_dead_letters, replay_dead_letters
 from ingest.errors import OffsetsLost
 from ingest.lag import lag
+from ingest.landing import Landing
 from ingest.producer import FeedbackProducer
 from ingest.settings import IngestSettings, KafkaSettings
 from ingest.topics import create_topics, identify
@@ -166,9 +168,6 @@ def test_dead_letters_come_back_after_a_fix_and_only_once(kafka: KafkaSettings, 
 
 
 def test_a_letter_published_twice_is_listed_once(embedded_kafka: KafkaSettings) -> None:
-    from features.batch import Record, Refused
-    from ingest.dead_letters import DeadLetterBox
-
     box = DeadLetterBox(embedded_kafka)
     refused = Refused(Record(b"{nope", 1, 7, 0), "bad_json", "bad_json: words")
     for _ in range(2):
@@ -235,6 +234,22 @@ def test_the_watermark_stands_still_while_the_broker_is_away(tmp_path: Path) -> 
     assert at < gone + timedelta(milliseconds=100)
 
 
+def test_a_memory_only_broker_started_again_under_a_worker_is_another_topic(tmp_path: Path) -> None:
+    with embedded_broker(tmp_path / "broker") as node:
+        kafka = topics_on(node)
+        send(kafka, range(30))
+        one = worker(kafka, tmp_path)
+        with running(one) as ended:
+            wait_until(lambda: one.report.rows == 30)
+            node.kill()
+            node.start()
+            create_topics(kafka)
+            send(kafka, range(30, 50))
+            wait_until(lambda: one.report.rows == 50)
+    assert isinstance(ended[0], WorkerReport)
+    assert event_ids(tmp_path) == expected(range(50))
+
+
 @pytest.mark.kafka
 def test_events_that_left_the_topic_before_they_landed_are_said_and_not_skipped(
     real_kafka: Broker, tmp_path: Path
@@ -255,6 +270,36 @@ def _delete_records_before(kafka: KafkaSettings, offsets: dict[int, int]) -> Non
 
     with KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers) as admin:
         admin.delete_records({TopicPartition(kafka.topic, p): offset for p, offset in offsets.items()})
+
+
+def test_a_topic_that_ends_before_what_has_landed_is_said_and_no_silent_stall(
+    kafka: KafkaSettings, tmp_path: Path
+) -> None:
+    identity = identify(kafka)
+    batch = InteractionBatch.of(SMALL)
+    batch.add([Record(encode_interaction(interaction(1)), 0, 500, 0)], now=utc_now())
+    landing = Landing(tmp_path / "log", SMALL, DeadLetterBox(kafka), utc_now)
+    landing.claim(identity, [0])
+    landing.land(batch, [])
+    send(kafka, range(20))
+    one = worker(kafka, tmp_path)
+    with running(one) as ended:
+        wait_until(lambda: ended)
+    assert isinstance(ended[0], OffsetsLost)
+    assert "the log has landed events up to 500" in str(ended[0])
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(embedded_kafka: KafkaSettings, tmp_path: Path) -> None:
+    send(embedded_kafka, range(3000))
+    command, environment = command_line(embedded_kafka, tmp_path, "ingest", "--until-caught-up")
+    # No file of the process may pass 6 KiB: the table can be made, no data file can be written.
+    small = ["bash", "-c", 'ulimit -f 6; exec "$@"', "small", *command]
+    done = subprocess.run(small, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert raw_rows(tmp_path / "log") == []
+    assert align3gr(embedded_kafka, tmp_path, "ingest", "--until-caught-up").returncode == 0
+    assert event_ids(tmp_path) == expected(range(3000))
 
 
 def test_what_a_worker_holds_lands_when_it_is_told_to_stop(
@@ -313,24 +358,54 @@ def test_an_ingest_worker_imports_neither_torch_nor_feast_nor_mlflow() -> None:
     ],
 )
 def test_bad_input_is_one_line_and_lands_nothing(
-    embedded_kafka: KafkaSettings, tmp_path: Path, changes: dict[str, str], code: int, words: str
+    embedded_kafka: KafkaSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    code: int,
+    words: str,
 ) -> None:
     settings = {"KAFKA__CONNECT_TIMEOUT_S": "0.5", **changes}
-    done = align3gr(embedded_kafka, tmp_path, "ingest", "--until-caught-up", **settings)
-    assert done.returncode == code
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert words in done.stderr
+    assert here(monkeypatch, embedded_kafka, tmp_path, "ingest", "--until-caught-up", **settings) == code
+    errors = capfd.readouterr().err
+    assert errors.count("\n") == 1, errors
+    assert words in errors
     assert not (tmp_path / "log").exists()
 
 
-def test_dead_letter_commands_show_and_send_again(embedded_kafka: KafkaSettings, tmp_path: Path) -> None:
+def test_dead_letter_commands_show_and_send_again(
+    embedded_kafka: KafkaSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     raw = KafkaProducer(bootstrap_servers=embedded_kafka.bootstrap_servers)
     raw.send(embedded_kafka.topic, value=POISON["oversized"])
     raw.close()
     worker(embedded_kafka, tmp_path).run(until_caught_up=True)
-    listed = align3gr(embedded_kafka, tmp_path, "dead-letters", "list", "--json")
-    facts = json.loads(listed.stdout)
+    assert here(monkeypatch, embedded_kafka, tmp_path, "dead-letters", "list", "--json") == 0
+    facts = json.loads(capfd.readouterr().out)
     assert (facts["waiting"], facts["by_reason"]) == (1, {"oversized": 1})
-    replayed = align3gr(embedded_kafka, tmp_path, "dead-letters", "replay", "--json")
-    assert json.loads(replayed.stdout)["replayed"] == 1
-    assert "no dead letters" in align3gr(embedded_kafka, tmp_path, "dead-letters", "list").stdout
+    assert here(monkeypatch, embedded_kafka, tmp_path, "dead-letters", "replay", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["replayed"] == 1
+    assert here(monkeypatch, embedded_kafka, tmp_path, "dead-letters", "list") == 0
+    assert "no dead letters" in capfd.readouterr().out
+
+
+def here(
+    monkeypatch: pytest.MonkeyPatch, kafka: KafkaSettings, home: Path, *arguments: str, **settings: str
+) -> int:
+    """Run an ``align3gr`` command in this process, which saves its start; its exit code."""
+    from align3gr.__main__ import app
+    from align3gr.console import run
+
+    _, environment = command_line(kafka, home, **settings)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return run(app, list(arguments))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
