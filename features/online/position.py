@@ -62,17 +62,21 @@ def read_position(path: Path) -> Position:
 
 
 def write_position(path: Path, position: Position) -> None:
-    """Replace the file at once, synced: half a position is never read."""
+    """Replace the file at once, synced: half a position is never read.
+
+    Raises OnlineUnavailable when it cannot be written (a full disk).
+    """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(
-            asdict(position),
-            file,
-            default=lambda at: at.isoformat(),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(asdict(position), file, default=lambda at: at.isoformat())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise OnlineUnavailable(
+            f"the follower's position {path} cannot be written: {error.strerror}; free some space"
+        ) from error
 
 
 def _time(raw: str | None) -> datetime | None:

@@ -79,7 +79,7 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
 
 
-def _feast() -> type["FeatureStore"]:
+def _feast() -> Any:
     """The class, without what its import does to the process: usage statistics, and a Prometheus folder that
     would make this process and its children keep their own metrics in files.
     """

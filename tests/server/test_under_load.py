@@ -6,9 +6,11 @@ The full size (8 clients, 10,000 requests) is marked slow; ``benchmarks/serving.
 import json
 import subprocess
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from kafka import KafkaConsumer
 
 from align3gr.__main__ import app
 from align3gr.console import run
@@ -54,9 +56,10 @@ def reset(home: Path) -> PromotionLedger:
 
 
 def test_promotion_rollback_and_damaged_policies_fail_no_request(
-    busy_home: Path, settings: dict[str, str]
+    busy_home: Path, broker: Broker, settings: dict[str, str]
 ) -> None:
     ledger = reset(busy_home)
+    started = datetime.now(UTC)
     with Server(busy_home, settings) as server:
         load = drive(busy_home, server.port, 600, 4, ("promote v2", "corrupt", "rollback"))
         metrics = server.text("/metrics")
@@ -79,6 +82,29 @@ def test_promotion_rollback_and_damaged_policies_fail_no_request(
     assert (health["ready"], health["policy_version"], health["reference"]) == (True, "v1", "v4")
     assert "model.safetensors is not the file it was written with" in health["policy_error"]
     assert slate["policy_version"] == "v1"
+    # Stopping drains: every item of every answer is in Kafka, once.
+    assert served_since(broker, started) == 10 * (600 + 1)
+
+
+def served_since(broker: Broker, start: datetime) -> int:
+    """Served events in Kafka that are from ``start`` on; fails when one is there twice."""
+    consumer = KafkaConsumer(
+        "interactions",
+        bootstrap_servers=broker.bootstrap_servers,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=2000,
+    )
+    try:
+        events = [json.loads(record.value) for record in consumer]
+    finally:
+        consumer.close()
+    ids = [
+        event["event_id"]
+        for event in events
+        if event["kind"] == "served" and datetime.fromisoformat(event["occurred_at"]) >= start
+    ]
+    assert len(ids) == len(set(ids))
+    return len(ids)
 
 
 @pytest.mark.parametrize(
@@ -107,8 +133,6 @@ def test_an_address_that_must_not_or_cannot_be_used_is_one_line(
 
 
 def test_the_window_of_two_seconds_is_counted_from_the_answer_back(tmp_path: Path) -> None:
-    from datetime import UTC, datetime, timedelta
-
     start = datetime(2026, 1, 1, tzinfo=UTC)
     times = iter([start, start + timedelta(seconds=10), start + timedelta(seconds=11)])
     ledger = PromotionLedger(tmp_path, clock=lambda: next(times))
