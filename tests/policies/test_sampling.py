@@ -11,6 +11,7 @@ import torch
 from policies.codec import ScidCodec
 from policies.policy import Policy, UserContext
 from policies.prompt import prompt_ids
+from policies.settings import DecodingSettings
 from tests.policies.factory import item_ids, write_tiny_policy
 from tests.policies.test_decoding import exhaustive, ids_of, users
 
@@ -21,7 +22,8 @@ CODES = [(0, 0, 0), (0, 0, 1), (0, 2, 1), (1, 0, 0), (1, 1, 1), (2, 1, 0), (2, 1
 def small(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     """Seven items in a crooked trie; the model softened so that every item has a chance."""
     codec = ScidCodec(item_ids(7), np.array(CODES), (3, 3, 3), quantizer_hash="q")
-    policy = Policy.load(write_tiny_policy(tmp_path_factory.mktemp("small") / "v1", codec=codec))
+    directory = write_tiny_policy(tmp_path_factory.mktemp("small") / "v1", codec=codec)
+    policy = Policy.load(directory, settings=DecodingSettings(batch=1000))
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.mul_(0.7)
