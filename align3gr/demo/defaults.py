@@ -34,11 +34,11 @@ class DemoOptions:
     seed: int
     rounds: int = 4
     size: WorldSize = field(default_factory=WorldSize)
-    slates: int = 1
+    slates: int = 2
     """Slates that each learner is shown a round."""
     sampled: float = 0.5
     """Share of slates that are sampled, with propensity; the others are the policy's best ten."""
-    sft_epochs: int = 8
+    sft_epochs: int = 6
     backbone: str = "demo"
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,13 +48,14 @@ class DemoOptions:
 
 def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = None) -> Settings:
     """Everything that a demo in ``home`` runs with; ``window_s``: how far back its next dataset looks."""
-    stage: dict[str, Any] = {"beta": 1.0, "learning_rate": 4e-3, "epochs": 1}
+    stage: dict[str, Any] = {"beta": 1.0, "learning_rate": 2e-3, "epochs": 1}
     return Settings(
         home=home,
         ingest=IngestSettings(linger_s=0.3, watermark_interval_s=0.3),
         features=FeatureSettings(
             attribution_window_s=ATTRIBUTION_S,
-            dataset=DatasetSettings(window_s=window_s),
+            # Three likes of a user a stage: all would double the time of a round and gain little.
+            dataset=DatasetSettings(window_s=window_s, max_samples_per_user=3),
             duck=DuckSettings(memory_limit="1GB"),
         ),
         policies=PolicySettings(
