@@ -119,6 +119,14 @@ class ScidCodec:
         """``extend`` with items known by their text alone, coded by this codec's own quantizer."""
         return self.extend(item_ids, self.encoder().place(texts, self.sizes, self.codes))
 
+    def grow(self, texts: Mapping[str, str]) -> "ScidCodec":
+        """``place`` those of ``texts`` (item id -> text) that are new and say something; itself when none is.
+
+        An item without text cannot be coded by its content: it waits for the next fit.
+        """
+        fresh = [item_id for item_id, text in texts.items() if item_id not in self.items and text.strip()]
+        return self.place(fresh, [texts[item_id] for item_id in fresh]) if fresh else self
+
     def encoder(self) -> ItemEncoder:
         """What codes new items. Raises CodecError when this codec was saved without it."""
         if self.source is None or not (self.source / "quantizer").is_dir():

@@ -31,23 +31,25 @@ class Popularity:
         others = np.ones(len(codec), dtype=bool)
         others[named] = False
         self._order = np.concatenate([np.array(named, dtype=np.int64), np.flatnonzero(others)])
+        self._harmonic = np.concatenate([[1.0], np.cumsum(1 / np.arange(1, len(codec) + 1))])
 
     def top(self, allowed: NDArray[np.bool_], k: int) -> Popular:
         """The k most popular of the allowed items (``allowed`` [n_items] by codec row)."""
-        rows, log_q = self._shares(allowed)
-        return Popular(rows[:k], log_q[:k])
+        count = int(np.count_nonzero(allowed))
+        rows, scanned = np.empty(0, dtype=np.int64), 4 * k
+        while len(rows) < min(k, count):  # the first k allowed, without looking at a million
+            head = self._order[:scanned]
+            rows, scanned = head[allowed[head]][:k], 4 * scanned
+        shares = 1 / np.arange(1, len(rows) + 1)
+        return Popular(rows, np.log(shares / self._harmonic[count]))
 
     def draw(self, allowed: NDArray[np.bool_], k: int, key: int) -> Popular:
         """k of the allowed items without replacement: Gumbel top-k, as ``policies.decoding`` draws."""
-        rows, log_q = self._shares(allowed)
+        rows = self._order[allowed[self._order]]
+        log_q = -np.log(np.arange(1, len(rows) + 1) * self._harmonic[len(rows)])
         noise = np.random.Generator(np.random.Philox(key=key)).gumbel(size=len(rows))
         order = np.argsort(-(log_q + noise), kind="stable")
         rows, log_q = rows[order], log_q[order]
         shares = np.exp(log_q)
         remaining = shares[::-1].cumsum()[::-1]
         return Popular(rows[:k], log_q[:k], (shares / remaining)[:k])
-
-    def _shares(self, allowed: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        rows = self._order[allowed[self._order]]
-        weights = 1 / np.arange(1, len(rows) + 1)
-        return rows, np.log(weights / weights.sum()) if len(rows) else weights

@@ -118,6 +118,17 @@ def test_new_items_get_free_codes_near_their_text_and_a_full_codec_says_so(tmp_p
         longer.place(["one-too-many"], ["red lamp"])
 
 
+def test_a_codec_grows_by_the_items_that_are_new_and_have_text(tmp_path: Path) -> None:
+    digest = ItemEncoder(fitted()[2], quantizer()).save(tmp_path / "quantizer")
+    ScidCodec(["a"], np.array([[0, 0, 0]]), (4, 4, 4), quantizer_hash=digest).save(tmp_path)
+    codec = ScidCodec.load(tmp_path)
+    longer = codec.grow({"a": "red lamp", "b": "blue chair", "c": "  ", "d": "song"})
+    assert longer.item_ids == ("a", "b", "d")
+    assert longer.grow({"a": "anything", "c": ""}) is longer
+    longer.save(tmp_path / "copy")
+    assert len(ScidCodec.load(tmp_path / "copy").grow({"e": "film"})) == 4
+
+
 def test_a_placed_item_keeps_its_nearest_code_when_it_is_free() -> None:
     encoder = ItemEncoder(fitted()[2], quantizer())
     for text in texts(20, seed=5):
