@@ -176,7 +176,7 @@ class WorldDemo:
             self.state.rounds.append(record)
             self._save()
         record = self.state.rounds[number - 1]
-        if record.window_s is None:
+        if not record.landed:
             self._serve(record, services)
         if record.outcome is None:
             self._learn(record)
@@ -222,10 +222,8 @@ class WorldDemo:
         }
         record.online = float(liked.mean())
         self._tell(f"round {record.number}: feedback lands in the log", 0, 0)
-        landed = services.landed(time.time(), self.settings.features)
-        assert landed.watermark is not None, "landed() waits for it"
-        # Everything that arrived since this round's slates; a second for clocks that tick in milliseconds.
-        record.window_s = landed.watermark.timestamp() - record.served_at + 1.0
+        services.landed(time.time(), self.settings.features)
+        record.landed = True
         self._save()
 
     def _learn(self, record: RoundRecord) -> None:
@@ -233,7 +231,10 @@ class WorldDemo:
         from trainer.rounds import resume_round, start_round
         from trainer.workplace import Workplace
 
-        settings = demo_settings(self.home, self.options, window_s=record.window_s)
+        # All that arrived since this round's slates, and not the round before: that ended seconds earlier.
+        # The dataset counts back from the log's watermark, which is never ahead of the clock.
+        window_s = time.time() - record.served_at + 1.0
+        settings = demo_settings(self.home, self.options, window_s=window_s)
 
         def observe(step: str, done: int, total: int) -> None:
             self._tell(f"round {record.number}: {step}", done, total)

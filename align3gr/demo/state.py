@@ -32,8 +32,8 @@ class RoundRecord:
     """Share of served items that the learners liked."""
     popular: float = 0.0
     """Liked rate of popularity, counted over the log at ``log_version``."""
-    window_s: float | None = None
-    """How far back the round's dataset looks; None until its feedback has landed."""
+    landed: bool = False
+    """Whether all of its feedback is in the log and the attribution windows have closed."""
     round_id: str | None = None
     outcome: str | None = None
     why: str | None = None
