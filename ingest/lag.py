@@ -81,6 +81,10 @@ class CatchUp:
         self._targets = {p: at.end for p, at in reach(kafka).items() if at.end > at.first}
         self._looked_at = float("-inf")
 
+    def taken(self, mine: Mapping[int, int]) -> bool:
+        """Whether every partition of ``mine`` (partition -> next offset to decode) has come to its target."""
+        return bool(mine) and all(at >= self._targets.get(p, 0) for p, at in mine.items())
+
     def reached(self, mine: Mapping[int, int]) -> bool:
         """``mine``: offset of the next event to land of the partitions the asking worker owns.
 

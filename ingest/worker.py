@@ -120,7 +120,7 @@ class IngestWorker:
         self._in_flight: Future[Landed] | None = None
         self._in_flight_rows = 0
         self._failures = 0
-        self._patient = True
+        self._target: CatchUp | None = None
 
     def stop(self) -> None:
         """Ask ``run`` to land what it holds and return."""
@@ -132,8 +132,7 @@ class IngestWorker:
         self._identity = identify(self._kafka)
         identify(self._kafka, self._kafka.dead_topic)
         FeedbackLog.open(self._log_path, checkpoint_interval=self._features.checkpoint_interval)
-        target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
-        self._patient = target is None  # a script is told at once that the disk is full
+        target = self._target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
         if target is not None and target.reached({}):
             return self.report
         self._consumer = self._join()
@@ -211,6 +210,8 @@ class IngestWorker:
         if self._batch_since is None:
             return False
         old = time.monotonic() - self._batch_since >= self._settings.linger_s
+        if self._target is not None and self._target.taken(self._next):
+            old = True  # nothing more to wait for
         # While a batch is landing the next one may grow: then it is handed over when that one is done.
         free = self._in_flight is None
         held = len(self._batch) + len(self._refused)
@@ -338,7 +339,7 @@ class IngestWorker:
         if isinstance(error, LogConflict):
             self.report.conflicts += 1
         if isinstance(error, LogUnwritable):
-            patience = _LOG_UNWRITABLE if self._patient else 1
+            patience = _LOG_UNWRITABLE if self._target is None else 1  # a script is told at once
         else:
             patience = _LANDINGS_FAILED
         if self._failures >= patience and (doing == "landing" or isinstance(error, LogUnwritable)):
