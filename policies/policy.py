@@ -28,7 +28,7 @@ from .directory import (
     verify,
     write_directory,
 )
-from .errors import BadRequest, PolicyRefused
+from .errors import BadRequest, PoliciesError, PolicyRefused
 from .lists import Eligible, Recommendation, UserContext
 from .popularity import Popularity
 from .prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
@@ -244,6 +244,10 @@ class Policy:
         self, users: Sequence[UserContext], allowed: Eligible, exclude_seen: bool
     ) -> Iterator[tuple[list[int], list[list[int]], Left]]:
         """Users with a history in batches of like prompt length: their places, prompts and items left."""
+        if self.model.training:
+            raise PoliciesError(
+                "the policy is in training mode, where lists would be random; call model.eval()"
+            )
         unknown = set(self._unknown(users))
         prompts = {
             place: prompt_ids(self.tokens, user.history)

@@ -232,6 +232,14 @@ def test_a_model_that_computes_nan_is_an_error_and_no_short_list(tmp_path: Path)
         policy.sample(users(3), 5, seed=1)
 
 
+def test_a_policy_that_is_being_trained_makes_no_lists(tiny_policies: Path) -> None:
+    policy = Policy.load(tiny_policies / "v2", trainable=True)
+    with pytest.raises(PoliciesError, match="training mode"):
+        policy.recommend(users(1), 5)
+    policy.model.eval()
+    assert len(policy.recommend(users(1), 5)[0]) == 5
+
+
 def test_threads_may_share_a_policy(tiny_policy: Policy) -> None:
     several = users(24, seen=10)
     expected = ids_of(tiny_policy.recommend(several, 10))
