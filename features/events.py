@@ -27,6 +27,15 @@ ENGAGING_KINDS = frozenset({Kind.CLICK, Kind.RATING, Kind.REVIEW, Kind.PURCHASE}
 ANSWERING_KINDS = EXPLICIT_KINDS | IMPLICIT_KINDS - {Kind.IMPRESSION}
 """The user did something with the item: an impression with one of these in its window was not passed over."""
 
+_KINDS = pa.table(
+    {
+        "kind": [kind.value for kind in Kind],
+        "explicit": [kind in EXPLICIT_KINDS for kind in Kind],
+        "answers": [kind in ANSWERING_KINDS for kind in Kind],
+        "engages": [kind in ENGAGING_KINDS for kind in Kind],
+    }
+)
+
 NUMBERING = ["events_users", "events_items", "events_requests", "events_keyed"]
 READING = ["events_landed", "events_duplicates", "events"]
 JUDGING = ["impressions_unanswered", "levels_in_force"]
@@ -68,16 +77,9 @@ def number(
 ) -> Numbered:
     """Give users, items and requests of ``snapshot`` numbers (only those of ``user_ids``, when given)."""
     look_at(con, snapshot, user_ids)
-    con.execute(
-        "create or replace temp table kinds (kind varchar, explicit bool, answers bool, engages bool)"
-    )
-    con.executemany(
-        "insert into kinds values (?, ?, ?, ?)",
-        [
-            [kind.value, kind in EXPLICIT_KINDS, kind in ANSWERING_KINDS, kind in ENGAGING_KINDS]
-            for kind in Kind
-        ],
-    )
+    con.register("kinds_arrow", _KINDS)
+    con.execute("create or replace temp table kinds as select * from kinds_arrow")
+    con.unregister("kinds_arrow")
     for name in NUMBERING:
         execute(con, name, {"unsigned": settings.dataset.learn_from_unsigned})
     rows, users = _row(con, "select coalesce(sum(events), 0)::bigint, count(*) from users")

@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 import os
@@ -114,6 +115,30 @@ def test_impression_click_like_keeps_the_click_out_of_its_own_prompt(tmp_path):
             "propensity": 0.5,
         }
     ]
+
+
+def test_two_clocks_hold_for_every_order_of_arrival(tmp_path):
+    story = [
+        row("click", "old", at=-5),
+        row("served", "a", at=0, request_id="r"),
+        row("impression", "b", at=1, request_id="r"),
+        row("click", "a", at=2, request_id="r"),
+        row("like", "a", at=3, request_id="r"),
+        row("dislike", "c", at=4),
+    ]
+    rows = [
+        event | {"user_id": f"u{n:03}", "kafka_offset": offset, "landed_at": EPOCH + timedelta(hours=3)}
+        for n, arrival in enumerate(itertools.permutations(story))
+        for offset, event in enumerate(arrival)
+    ]
+    dataset = build(tmp_path, rows)
+    hard = rows_of(dataset, "hard")
+    assert hard == samples(rows, SMALL, LATER, 0)[0]
+    assert len(hard) == 720
+    known = sum(sample["history"] == ["old"] for sample in hard)
+    assert known == 360  # the old click landed before the slate was served in half of the orders
+    assert all(sample["history"] in (["old"], []) for sample in hard)
+    assert all(sample["rejected"] == ["b"] for sample in hard)
 
 
 def test_a_neutral_of_the_same_slate_is_rejected_although_it_is_known_only_after_the_like(tmp_path):
@@ -353,6 +378,35 @@ def test_a_build_killed_at_any_moment_leaves_nothing_that_looks_finished(tmp_pat
         os.utime(path, (long_ago, long_ago))
     dataset = build(tmp_path, rows)
     assert list((tmp_path / "datasets").iterdir()) == [dataset.path]
+
+
+FULL_DISK_BUILD = """
+import resource, sys
+from pathlib import Path
+from features.datasets import PreferenceDataset
+from features.errors import FeaturesError
+from features.log import LOG_SCHEMA, LogSnapshot
+from tests.features.test_datasets import LATER, of
+
+root = Path(sys.argv[1])
+files = [str(path) for path in root.glob("log/*/*.parquet")]
+snapshot = LogSnapshot(version=0, files=files, watermark=LATER, schema=LOG_SCHEMA)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    PreferenceDataset.build(snapshot, of(), root / "datasets")
+except FeaturesError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(tmp_path):
+    write_snapshot(tmp_path / "log", liked_and_disliked(60), LATER)
+    command = [sys.executable, "-c", FULL_DISK_BUILD, str(tmp_path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("the dataset cannot be built: ")
+    assert line.endswith("; free disk space or memory, then start again")
+    assert list((tmp_path / "datasets").iterdir()) == []
 
 
 def test_the_rows_hash_sees_every_value_and_no_batch_boundary():
