@@ -1,6 +1,6 @@
 """Landing: rows and the Kafka offsets they end at become one Delta commit, exactly once.
 
-The four steps (docs/architecture.md, "Exactly once into the log"): (1) ``claim`` reads each owned partition's
+The four steps: (1) ``claim`` reads each owned partition's
 last landed offset from the log: the log is the truth, Kafka's committed offset only advice; (2) ``land``
 appends with the very handle that was read, one app transaction a partition; (3) before that the handle's
 versions must still be what this worker last read or wrote (FeedbackLog.append refuses otherwise): an append

@@ -92,5 +92,3 @@ class IngestSettings(BaseModel):
     """Seconds between advances of the watermark of partitions that are caught up and idle."""
     lost_offsets: Literal["stop", "skip"] = "stop"
     """Events that the topic dropped before they landed: stop and say so, or say so and go on behind them."""
-    max_lag: int = Field(10_000, ge=0)
-    """Events that may still wait in Kafka when a refresh starts; above it the refresh waits."""

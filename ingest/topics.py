@@ -7,6 +7,7 @@ the embedded broker's ListOffsets is short by all but the first record of the la
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,11 +66,24 @@ def connect(client: Callable[..., Client], settings: KafkaSettings, **options: A
             "set kafka.sasl_plain_username and kafka.sasl_plain_password"
         ) from error
     except (KafkaError, OSError) as error:
-        raise BrokerUnreachable(
-            f"no Kafka broker answers at {settings.bootstrap_servers} "
-            f"within {settings.connect_timeout_s:g} s: start one with `align3gr broker`, "
-            "or set kafka.bootstrap_servers"
-        ) from error
+        raise _unreachable(settings) from error
+
+
+@contextmanager
+def _answering(settings: KafkaSettings) -> Iterator[None]:
+    """A broker that stops answering half-way is, to a person, one that does not answer."""
+    try:
+        yield
+    except (KafkaError, OSError) as error:
+        raise _unreachable(settings) from error
+
+
+def _unreachable(settings: KafkaSettings) -> BrokerUnreachable:
+    return BrokerUnreachable(
+        f"no Kafka broker answers at {settings.bootstrap_servers} "
+        f"within {settings.connect_timeout_s:g} s: start one with `align3gr broker`, "
+        "or set kafka.bootstrap_servers"
+    )
 
 
 def create_topics(settings: KafkaSettings) -> list[str]:
@@ -109,7 +123,7 @@ def identify(settings: KafkaSettings, topic: str | None = None) -> TopicIdentity
     Raises BrokerUnreachable, or TopicMissing naming the topic and the command that makes it.
     """
     topic = topic or settings.topic
-    with connect(KafkaAdminClient, settings) as admin:
+    with _answering(settings), connect(KafkaAdminClient, settings) as admin:
         cluster = admin.describe_cluster()["cluster_id"]
         (described,) = admin.describe_topics([topic])
     if described["error_code"] == _UNKNOWN_TOPIC or not described["partitions"]:
@@ -131,7 +145,7 @@ def reach(settings: KafkaSettings, topic: str | None = None, *, timeout_s: float
     Raises BrokerUnreachable, TopicMissing.
     """
     identity = identify(settings, topic)
-    with connect(
+    with _answering(settings), connect(
         KafkaConsumer, settings, group_id=None, enable_auto_commit=False, auto_offset_reset="none",
         fetch_max_wait_ms=50,
     ) as consumer:  # fmt: skip
@@ -145,7 +159,7 @@ def read_all(settings: KafkaSettings, topic: str, *, timeout_s: float = 60.0) ->
     """
     identity = identify(settings, topic)
     partitions = [TopicPartition(topic, partition) for partition in identity.partitions]
-    with connect(
+    with _answering(settings), connect(
         KafkaConsumer, settings, group_id=None, enable_auto_commit=False, auto_offset_reset="none",
         fetch_max_wait_ms=100,
     ) as consumer:  # fmt: skip
