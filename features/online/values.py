@@ -5,9 +5,10 @@ never a second definition.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import pyarrow as pa
@@ -71,19 +72,24 @@ def everything(con: duckdb.DuckDBPyConnection, snapshot: LogSnapshot) -> Touched
 def user_values(
     con: duckdb.DuckDBPyConnection, snapshot: LogSnapshot, settings: FeatureSettings, user_ids: Sequence[str]
 ) -> pa.Table:
-    """One row a user, by user: ``user_id`` and the features of ``definitions.USER_VIEWS``."""
-    tables = {
-        "histories_now": recent_histories(con, snapshot, settings, user_ids=user_ids),
-        "levels_now": levels_in_force(con, snapshot, settings, user_ids=user_ids),
-        "seen_now": seen(con, snapshot, user_ids),
-    }
-    for name, table in tables.items():
-        con.register(name, table)
-    try:
-        return con.sql(_query("online_users")).to_arrow_table()
-    finally:
-        for name in tables:
-            con.unregister(name)
+    """One row a user, by user: ``user_id`` and the features of ``definitions.USER_VIEWS``.
+
+    The log is read once: the users' rows become a small snapshot of their own, and the queries run on that.
+    """
+    with TemporaryDirectory(prefix="align3gr-follow-") as scratch:
+        theirs = _rows_of(con, snapshot, user_ids, Path(scratch))
+        tables = {
+            "histories_now": recent_histories(con, theirs, settings),
+            "levels_now": levels_in_force(con, theirs, settings),
+            "seen_now": seen(con, theirs),
+        }
+        for name, table in tables.items():
+            con.register(name, table)
+        try:
+            return con.sql(_query("online_users")).to_arrow_table()
+        finally:
+            for name in tables:
+                con.unregister(name)
 
 
 def each_user_values(
@@ -105,6 +111,24 @@ def item_values(
         return con.sql(_query("online_items"), params={"everything": item_ids is None}).to_arrow_table()
     finally:
         con.unregister("touched_items")
+
+
+def _rows_of(
+    con: duckdb.DuckDBPyConnection, snapshot: LogSnapshot, user_ids: Sequence[str], scratch: Path
+) -> LogSnapshot:
+    """A snapshot of the same version with nothing but the rows of ``user_ids``, without their long texts.
+
+    It lies in a folder named like the log's partitions, because that is how snapshots are read.
+    """
+    file = scratch / "landed_on=1970-01-01" / "rows.parquet"
+    file.parent.mkdir()
+    view_of(con, "whole_log", snapshot)
+    con.register("pushed_users", pa.table({"user_id": pa.array(user_ids, pa.string())}))
+    try:
+        con.sql(_query("rows_of_users")).write_parquet(str(file))
+    finally:
+        con.unregister("pushed_users")
+    return replace(snapshot, files=[str(file)], storage_options=None)
 
 
 def _query(name: str) -> str:
