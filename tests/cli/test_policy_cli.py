@@ -13,6 +13,7 @@ from align3gr.console import run
 from policies.ledger import PromotionLedger
 from policies.registry import Registry
 from policies.settings import RegistrySettings
+from tests.policies.factory import write_tiny_policy
 
 
 @pytest.fixture
@@ -112,3 +113,29 @@ def test_a_rollback_needs_no_torch_and_little_time(home: Path) -> None:
     assert PromotionLedger(home / "ledger").reference() == "v1"
     # Under one second on an idle machine (measured 0.5); the allowance is for a loaded one.
     assert seconds < 5
+
+
+def test_promote_moves_the_reference_to_a_policy_that_loads_and_never_to_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALIGN3GR_HOME", str(tmp_path))
+    registry = Registry(tmp_path, RegistrySettings(mlflow=False))
+    for seed in (1, 2):
+        staging = registry.staging()
+        write_tiny_policy(staging, seed=seed)
+        registry.register(staging)
+    code, out, err = call(capsys, "policy", "promote", "v1", "--who", "ann", "--why", "base", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["reference"] == "v1"
+
+    weights = tmp_path / "policies" / "v2" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, out, err = call(capsys, "policy", "promote", "v2")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert PromotionLedger(tmp_path / "ledger").reference() == "v1"
+    code, _, err = call(capsys, "policy", "promote", "v1", "--expects", "v9")
+    assert code == 1
+    assert "look at" in err
