@@ -7,25 +7,11 @@ with closed as (
     from events
     where impression and level is not null and arrived_at + to_microseconds($window_us) <= $watermark::timestamptz
 ),
-taken_up as (select distinct u, i from events where answers),
-contested as (
-    select u, i, n, occurred_at, answers
-    from events
-    semi join taken_up using (u, i)
-    where answers or impression
-),
-answered_next as (
-    select
-        u, n, occurred_at,
-        min(occurred_at) filter (answers) over (
-            partition by u, i order by occurred_at range between current row and unbounded following
-        ) as next_answer
-    from contested
-)
-select u, n from closed anti join taken_up using (u, i)
-union all
-select u, n
+answers as (select distinct u, i, occurred_at from events where answers)
+select closed.u, closed.n
 from closed
-join answered_next using (u, n)
-where answered_next.next_answer is null
-    or answered_next.next_answer > closed.occurred_at + to_microseconds($window_us)
+-- the next answer: one at the impression's own time is in the window too
+asof left join answers
+    on answers.u = closed.u and answers.i = closed.i and answers.occurred_at >= closed.occurred_at
+where answers.occurred_at is null
+    or answers.occurred_at > closed.occurred_at + to_microseconds($window_us)
