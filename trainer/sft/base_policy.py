@@ -20,6 +20,7 @@ from trainer.settings import SftSettings
 
 from .data import TokenMap, Window, windows_of
 from .presets import open_backbone
+from .teacher import Teacher
 from .training import Progress, train_next_item
 
 
@@ -86,6 +87,9 @@ def train_sft(
         settings.backbone, codec, texts, text_vocabulary=settings.text_vocabulary, seed=settings.seed
     )
     tokens = token_map(PromptTokens(backbone.tokenizer, codec))
+    teacher = None
+    if settings.teacher_weight > 0:
+        teacher = Teacher.of(indexed, len(codec), keep=settings.teacher_items, weight=settings.teacher_weight)
     rate = settings.learning_rate or backbone.learning_rate
     key = run_key(codec, indexed, settings, texts)
     state = None if checkpoint is None else checkpoint / key[:16]
@@ -98,6 +102,7 @@ def train_sft(
         device=device,
         checkpoint=state,
         run_key=key,
+        teacher=teacher,
         progress=progress,
     )
     report = SftReport(

@@ -12,6 +12,7 @@ Histories longer than a prompt are cut into overlapping windows in which every t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Branches:
     """[B, maxb] position of the sample's target in the user's whole history (keys the teacher's targets)."""
     users: IntArray
     """[B] index of the history each row comes from."""
+    candidates: IntArray | None = None
+    """[B, maxb, M] item indices of a soft target, -1 where there are fewer; none: the answer alone counts."""
+    shares: FloatArray | None = None
+    """[B, maxb, M] their shares, rows sum to 1; the answer is drawn from them."""
 
     @property
     def samples(self) -> int:
@@ -77,9 +83,19 @@ class Branches:
         """The same rows in parts of about ``samples`` answers (at least one row each), in order."""
         filled = np.cumsum((self.answers >= 0).sum(axis=1))
         cuts = np.flatnonzero(np.diff((filled - 1) // samples)) + 1
-        columns = (self.prefix, self.visible, self.answers, self.position, self.users)
-        parts = zip(*(np.split(column, cuts) for column in columns), strict=True)
-        return [Branches(*part) for part in parts]
+        edges = [0, *cuts.tolist(), len(self.users)]
+        return [self._rows(slice(start, end)) for start, end in pairwise(edges)]
+
+    def _rows(self, rows: slice) -> "Branches":
+        return Branches(
+            self.prefix[rows],
+            self.visible[rows],
+            self.answers[rows],
+            self.position[rows],
+            self.users[rows],
+            None if self.candidates is None else self.candidates[rows],
+            None if self.shares is None else self.shares[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,10 @@ class TreeBatch:
     """int64 [N, L]: places in the flattened [B tail] whose next token is the answer's code of each level."""
     targets: Tensor
     """int64 [N, L]: token ids of the answers."""
+    candidates: Tensor | None = None
+    """int64 [N, L, M]: token ids of a soft target's items at each level."""
+    shares: Tensor | None = None
+    """float32 [N, L, M]: their shares given the answer's codes of the levels before; rows sum to 1."""
 
     def to(self, device: str | torch.device) -> "TreeBatch":
         """The same batch on ``device``."""
@@ -108,6 +128,8 @@ class TreeBatch:
             self.tail,
             self.scored.to(device),
             self.targets.to(device),
+            None if self.candidates is None else self.candidates.to(device),
+            None if self.shares is None else self.shares.to(device),
         )
 
     @property
@@ -215,6 +237,7 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     real = branches.answers >= 0
     base = np.arange(rows)[:, None] * branch_width + np.arange(most) * levels
     scored = base[real][:, None] + np.arange(levels)
+    candidates, shares = _soft_targets(branches, tokens, real)
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(position),
@@ -222,7 +245,25 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
         branch_width,
         torch.from_numpy(scored),
         torch.from_numpy(answers[real]),
+        candidates,
+        shares,
     )
+
+
+def _soft_targets(
+    branches: Branches, tokens: TokenMap, real: BoolArray
+) -> tuple[Tensor | None, Tensor | None]:
+    """Token ids and conditional shares [N, L, M] of the candidates that share the answer's codes so far."""
+    if branches.candidates is None or branches.shares is None:
+        return None, None
+    candidates = tokens.items[branches.candidates[real]].transpose(0, 2, 1)  # [N, L, M]
+    answers = tokens.items[branches.answers[real]]  # [N, L]
+    same = candidates == answers[:, :, None]
+    before = np.ones_like(same)
+    before[:, 1:] = np.logical_and.accumulate(same, axis=1)[:, :-1]
+    shares = np.where(before, branches.shares[real][:, None, :], 0.0)
+    shares /= shares.sum(axis=2, keepdims=True)
+    return torch.from_numpy(candidates), torch.from_numpy(shares.astype(np.float32))
 
 
 def _tree_mask(limit: Tensor, prefix_width: int, levels: int, most: int) -> Tensor:

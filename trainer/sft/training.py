@@ -25,6 +25,7 @@ from policies.attention import attention_argument
 from trainer.settings import SftSettings
 
 from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+from .teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ class Step:
 
 
 Progress = Callable[[Step], None]
-Targets = Callable[[Sequence[Window], Any, np.random.Generator], Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def train_next_item(
     device: str = "cpu",
     checkpoint: Path | None = None,
     run_key: str = "",
+    teacher: Teacher | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
@@ -101,7 +102,7 @@ def train_next_item(
                 group["lr"] = rate
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
-            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast)
+            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -127,6 +128,7 @@ def accumulate(
     rng: np.random.Generator,
     device: str,
     cast: torch.dtype | None,
+    teacher: Teacher | None = None,
 ) -> tuple[float, int]:
     """Add the gradient of the mean loss over all targets of ``windows``: (loss, tokens read).
 
@@ -135,13 +137,14 @@ def accumulate(
     total = sum(len(window.items) - window.first for window in windows)
     # Dropped items are drawn once for the whole step, so that the split changes nothing.
     branches = branches_of(windows, drop=settings.drop_items, rng=rng)
+    if teacher is not None:
+        branches = teacher.blend(branches, rng)
     loss_sum, read = 0.0, 0
     for part in branches.split(settings.micro_samples or total):
         batch = tree_batch(part, tokens).to(device)
         with arithmetic(device, cast):
             logits = sample_logits(model, batch)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="sum")
-        loss = loss / (total * tokens.levels)
+        loss = sample_losses(logits.float(), batch).sum() / (total * tokens.levels)
         loss.backward()  # type: ignore[no-untyped-call]
         loss_sum += float(loss.detach())
         read += batch.tokens
@@ -160,6 +163,17 @@ def sample_logits(model: Any, batch: TreeBatch) -> Tensor:
     )
     logits: Tensor = output.logits
     return logits.flatten(0, 1)[batch.scored]
+
+
+def sample_losses(logits: Tensor, batch: TreeBatch) -> Tensor:
+    """Cross-entropy of every sample's codes, [N, L], over the full vocabulary: of the answer, or of the soft
+    target given the answer's codes so far. ``logits`` float [N, L, V]."""
+    if batch.candidates is None or batch.shares is None:
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        return loss.view(batch.targets.shape)
+    kept = logits.gather(2, batch.candidates)
+    # Candidates that are not there have share 0 and read some other token's logit.
+    return logits.logsumexp(dim=2) - (batch.shares * kept).sum(dim=2)
 
 
 def schedule(step: int, steps: int, warm_up: float) -> float:
