@@ -138,6 +138,7 @@ def policy_swap(settings: Settings, metrics: ServerMetrics) -> "PolicySwap[Polic
             registry.path(version),
             device=settings.server.device,
             share_base_with=served.policy if served else None,
+            merged=settings.server.merge_adapters,
             settings=settings.policies.decoding,
         )
         policy.recommend([UserContext("warm-up", history=(policy.codec.item_ids[0],))], settings.server.k)
