@@ -127,9 +127,14 @@ class ScidCodec:
         fresh = [item_id for item_id, text in texts.items() if item_id not in self.items and text.strip()]
         return self.place(fresh, [texts[item_id] for item_id in fresh]) if fresh else self
 
+    @property
+    def can_grow(self) -> bool:
+        """Whether the codec holds the quantizer that codes new items."""
+        return self.source is not None and (self.source / "quantizer").is_dir()
+
     def encoder(self) -> ItemEncoder:
         """What codes new items. Raises CodecError when this codec was saved without it."""
-        if self.source is None or not (self.source / "quantizer").is_dir():
+        if self.source is None or not self.can_grow:
             raise CodecError(
                 "this codec holds no quantizer, so it cannot code new items; fit one with `align3gr tokenize`"
             )

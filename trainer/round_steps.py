@@ -14,6 +14,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from features.catalogue import Catalogue
 from features.datasets import PreferenceDataset
 from features.duck import connect
@@ -26,6 +28,7 @@ from policies.runs import RoundRun
 
 from .errors import TrainerError
 from .judging import measure, read_gate_input
+from .newcomers import grow_codec, grown_codec
 from .preference.stage import METRICS, NotEnoughSamples, StageRun, run_stage
 from .round_state import RoundState, ended, write_json
 from .settings import StageSettings
@@ -34,7 +37,7 @@ from .workplace import Workplace
 
 log = logging.getLogger(__name__)
 
-_ELIGIBLE, _POPULAR = "eligible.json", "popularity.json"
+_ELIGIBLE, _POPULAR, _CODEC = "eligible.json", "popularity.json", "codec"
 
 
 class NoStageRan(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
@@ -107,8 +110,10 @@ class RoundSteps:
             found = histories(con, snapshot, workplace.features)
         popular = most_liked(found.column("item_ids").to_pylist(), found.column("levels").to_pylist())
         write_json(self.directory / _POPULAR, popular)
+        parent = workplace.registry.path(self.state.parent)
+        new_items = grow_codec(parent, self._catalogue(), self.directory / _CODEC)
         counts = {name: stage.by_role for name, stage in dataset.manifest.stages.items()}
-        return {"dataset_id": dataset.dataset_id, "samples": counts}
+        return {"dataset_id": dataset.dataset_id, "samples": counts, "new_items": new_items}
 
     def _stage(self, stage: StageSettings) -> dict[str, Any]:
         """One preference stage, from its start; skipped when it has too few samples."""
@@ -129,6 +134,7 @@ class RoundSteps:
                     seed=derived_seed(self.state.seed, stage.name),
                     device=workplace.ranks.place(self.state.device),
                     policies=workplace.registry.directory,
+                    codec=grown_codec(self.directory / _CODEC),
                     ranks=workplace.ranks,
                     observe=partial(self._observe, stage.name),
                 ),
@@ -242,9 +248,12 @@ class RoundSteps:
         return items
 
     def _listed(self) -> list[str]:
-        catalogue = Catalogue.open(self.workplace.home / "catalogue", create=False)
-        ids: list[str] = catalogue.items(listed_only=True).column("item_id").to_pylist()
+        ids: list[str] = self._catalogue().column("item_id").to_pylist()
         return ids
+
+    def _catalogue(self) -> pa.Table:
+        """The listed items."""
+        return Catalogue.open(self.workplace.home / "catalogue", create=False).items(listed_only=True)
 
     def _parameters(self) -> dict[str, Any]:
         state, trainer = self.state, self.state.settings["trainer"]

@@ -11,16 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from features.catalogue import Catalogue, Item
 from features.datasets import PreferenceDataset, TooFewLikes
 from features.log import LogMissing
+from policies.codec import ScidCodec
 from policies.ledger import PromotionLedger
-from policies.policy import Policy
+from policies.policy import Policy, UserContext
+from policies.quantizer import ItemEncoder, Quantizer
 from policies.registry import Registry
 from policies.scoring import answer_log_probs, pack
-from tests.trainer.round_world import PREFERENCE, add_feedback, make_home, workplace
+from tests.policies.factory import tiny_codec, write_tiny_policy
+from tests.trainer.round_world import ITEMS, LATER, PREFERENCE, add_feedback, make_home, workplace
 from trainer.judging import read_gate_input
 from trainer.lease import RoundRunning
 from trainer.preference.samples import encode_samples
@@ -28,6 +33,7 @@ from trainer.preference.stage import StageRun, run_stage
 from trainer.round_state import RoundState, UnknownRound
 from trainer.round_steps import NoStageRan, derived_seed
 from trainer.rounds import NothingToImprove, RoundIsOver, resume_round, start_round
+from trainer.tokenization.text import fit_text_encoder
 
 # Children are forked from a server that has imported torch and touched nothing: they start at once.
 FORKS = multiprocessing.get_context("forkserver")
@@ -245,6 +251,31 @@ def test_rounds_chain_by_training_the_same_adapter_further(finished: Path, tmp_p
     assert (home / "policies" / "v3" / "adapter" / "adapter_config.json").read_text() == (
         home / "policies" / "v2" / "adapter" / "adapter_config.json"
     ).read_text()
+
+
+def test_an_item_that_came_after_the_policy_enters_with_the_next_round(home: Path) -> None:
+    """Coded from its text by the parent's own quantizer; one without text waits."""
+    texts = [f"title {item}" for item in ITEMS]
+    text = fit_text_encoder(texts, directory=None, dimension=8, vocabulary=100, ngrams=1)
+    books = tuple(np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32))
+    quantizer = Quantizer(books, np.zeros(8, np.float32), np.ones(8, np.float32), text_width=8)
+    digest = ItemEncoder(text, quantizer).save(home / "coded" / "quantizer")
+    codes = tiny_codec(ITEMS).codes
+    ScidCodec(ITEMS, codes, (8, 8, 8), quantizer_hash=digest).save(home / "coded")
+    shutil.rmtree(home / "policies" / "v1")
+    write_tiny_policy(home / "policies" / "v1", codec=ScidCodec.load(home / "coded"))
+    late = [Item(item_id="late", title="title item-003 again"), Item(item_id="dumb", title="")]
+    Catalogue.open(home / "catalogue").load(late, now=LATER, allow_no_text=True)
+
+    assert in_a_process(_round, home) == 0
+    state = state_of(home)
+    assert state.steps["dataset"]["new_items"] == 1
+    parent, child = (Policy.load(home / "policies" / version) for version in ("v1", "v2"))
+    assert child.codec.item_ids == (*parent.codec.item_ids, "late")
+    assert child.manifest.codec.quantizer_hash == parent.manifest.codec.quantizer_hash
+    one = child.recommend([UserContext("u", ("late",))], 1, eligible=["late"], exclude_seen=False)
+    assert [place.item_id for place in one[0]] == ["late"]
+    assert one[0][0].source == "policy"
 
 
 def test_a_stage_with_too_few_samples_is_skipped_and_said(

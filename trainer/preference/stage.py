@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from policies.codec import ScidCodec
 from policies.policy import Policy, write_policy
 from trainer.errors import TrainerError
 from trainer.ranks import Ranks
@@ -81,6 +82,8 @@ class StageRun:
     device: str = "cpu"
     policies: Path | None = None
     """Where bases lie, when not beside the policy."""
+    codec: ScidCodec | None = None
+    """The policy's codec grown by new items (trainer.newcomers); none: the policy's own."""
     ranks: Ranks = field(default_factory=Ranks)
     observe: Observe | None = None
 
@@ -107,7 +110,7 @@ def run_stage(
     minimum, TrainerError for a loss that is not finite or memory that ran out.
     """
     run.out_dir.mkdir(parents=True, exist_ok=True)
-    policy = Policy.load(start, device=run.device, policies=run.policies, trainable=True)
+    policy = Policy.load(start, device=run.device, policies=run.policies, codec=run.codec, trainable=True)
     samples = encode_samples(table, policy.tokens, settings.max_rejected)
     if len(samples) < stage.min_samples:
         raise NotEnoughSamples(
