@@ -32,8 +32,8 @@ class ServerSettings(BaseModel):
     device: str = "cpu"
     """Where the policy runs: ``cpu``, ``cuda``, ``cuda:1`` ..."""
     merge_adapters: bool = False
-    """Add adapters into the weights when loading: a quarter less CPU a request, but every policy kept warm is a
-    whole model instead of an adapter on shared weights."""
+    """Add adapters into the weights when loading: a quarter less CPU a request, but every policy kept warm
+    is a whole model instead of an adapter on shared weights."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Threads torch uses for one decode; 0 leaves it to torch (every core)."""
     batch_size: Annotated[int, Field(ge=1)] = 32
