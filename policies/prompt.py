@@ -85,7 +85,8 @@ class PromptTokens:
         row = self.codec.items.get(item_id)
         if row is None:
             self.codec.encode(item_id)  # raises
-        return [int(token) for token in self._item_tokens[row]]
+        tokens: list[int] = self._item_tokens[row].tolist()
+        return tokens
 
     def known(self, history: Sequence[str]) -> list[str]:
         """The last 20 items of a history that the codec knows, oldest first."""
