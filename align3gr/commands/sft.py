@@ -20,7 +20,7 @@ def sft(
     ),
     epochs: int | None = typer.Option(None, "--epochs", min=1, help="Passes over all samples."),
     seed: int | None = typer.Option(None, "--seed", min=0, help="Weights, batches, dropped items."),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda or cuda:N."),
+    device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N."),
     as_json: bool = JsonOption,
 ) -> None:
     """Train the base policy on next-item prediction, register it, and promote it when it is the first.

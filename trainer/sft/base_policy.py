@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from policies.codec import ScidCodec
 from policies.policy import write_policy
 from policies.prompt import HISTORY, PromptTokens
+from policies.weights import device_named
 from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
 
-from .data import TokenMap, Window, windows_of
+from .data import TokenMap, windows_of
 from .presets import open_backbone
 from .teacher import Teacher
 from .training import Progress, train_next_item
@@ -70,10 +72,15 @@ def train_sft(
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
     weights (CPU, same threads).
 
-    Raises CannotTrain when no history has two known items or the backbone cannot be used, PolicyRefused for a
-    codec that cannot be read or an ``out`` that exists.
+    ``device``: cpu, cuda, cuda:N, or auto (a GPU where there is one).
+
+    Raises CannotTrain when no history has two known items, the backbone cannot be used or ``out`` exists,
+    PolicyRefused for a codec that cannot be read, BadRequest for a device that is not there.
     """
     started = time.perf_counter()
+    place = str(device_named(found_device(device)))
+    if out.exists():
+        raise CannotTrain(f"{out} exists already; a policy is never rewritten, choose another place")
     codec = ScidCodec.load(codec_dir)
     indexed = index_histories(codec, histories)
     windows = windows_of(indexed, max_history=HISTORY)
@@ -99,7 +106,7 @@ def train_sft(
         tokens,
         settings,
         learning_rate=rate,
-        device=device,
+        device=place,
         checkpoint=state,
         run_key=key,
         teacher=teacher,
@@ -130,6 +137,13 @@ def train_sft(
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def found_device(name: str) -> str:
+    """``name``, or for "auto" cuda where there is a GPU, else cpu."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def index_histories(codec: ScidCodec, histories: Sequence[Sequence[str]]) -> list[np.ndarray[Any, Any]]:
@@ -174,6 +188,3 @@ def merged(facts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         mine = out.get(key)
         out[key] = {**mine, **value} if isinstance(mine, Mapping) and isinstance(value, Mapping) else value
     return out
-
-
-__all__ = ["SftReport", "Window", "by_popularity", "index_histories", "run_key", "token_map", "train_sft"]

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from policies.weights import device_named
+
 FloatArray = npt.NDArray[np.float32]
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, steps in all, loss)."""
@@ -134,18 +136,20 @@ def train_rqvae(
     """Train on item vectors float32 [n_items, input_dim]; same input and seed give the same model on the CPU.
 
     The generator is this function's own; the global one is used only to initialise the layers, under a fork.
+    Raises BadRequest for a device that is not there.
     """
+    place = device_named(device)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = RqVae(shape)
-    model.to(device)
-    x_all = torch.from_numpy(vectors).to(device)
+    model.to(place)
+    x_all = torch.from_numpy(vectors).to(place)
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=1e-4)
     used = torch.zeros(shape.levels, shape.codes, dtype=torch.bool)
     batches = _Batches(len(vectors), training.batch, generator)
     for step in range(training.steps):
-        x = x_all[next(batches).to(device)]
+        x = x_all[next(batches).to(place)]
         rate = 0.5 * (1 + np.cos(np.pi * step / training.steps))
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * max(float(rate), 0.05)
