@@ -11,6 +11,7 @@ import pyarrow as pa
 from features.catalogue import Catalogue
 from features.duck import connect
 from features.histories import histories
+from features.levels import Level
 from features.log import FeedbackLog, LogMissing
 from features.settings import FeatureSettings
 
@@ -24,7 +25,7 @@ class TrainingInput:
     items: pa.Table
     """The catalogue (features.catalogue.CATALOGUE_SCHEMA), delisted items too: histories hold them."""
     histories: list[list[str]]
-    """Item ids that each user engaged with, oldest first; one entry a user, by user id."""
+    """Item ids that each user engaged with and does not dislike now, oldest first; an entry a user, by id."""
     popularity: list[str]
     """Item ids, most liked first."""
     log_version: int | None
@@ -61,8 +62,17 @@ def read_training_input(
     sequences = found.column("item_ids").to_pylist()
     levels = found.column("levels").to_pylist()
     return TrainingInput(
-        items, sequences, most_liked(sequences, levels), snapshot.version, snapshot.watermark
+        items,
+        [without_disliked(ids, marks) for ids, marks in zip(sequences, levels, strict=True)],
+        most_liked(sequences, levels),
+        snapshot.version,
+        snapshot.watermark,
     )
+
+
+def without_disliked(items: Sequence[str], levels: Sequence[int | None]) -> list[str]:
+    """A history without what the user came to dislike after engaging with it: no next item to teach."""
+    return [item for item, level in zip(items, levels, strict=True) if level != Level.DISLIKED]
 
 
 def most_liked(histories: Sequence[Sequence[str]], levels: Sequence[Sequence[int | None]]) -> list[str]:
@@ -71,5 +81,5 @@ def most_liked(histories: Sequence[Sequence[str]], levels: Sequence[Sequence[int
     met: Counter[str] = Counter()
     for items, marks in zip(histories, levels, strict=True):
         met.update(items)
-        liked.update(item for item, level in zip(items, marks, strict=True) if level == 1)
+        liked.update(item for item, level in zip(items, marks, strict=True) if level == Level.LIKED)
     return sorted(met, key=lambda item: (-liked[item], -met[item], item))
