@@ -9,6 +9,7 @@ lease is held by the process that runs the round, for as long as it runs.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -119,6 +120,8 @@ def _device(wanted: str) -> str:
 
 def _run(workplace: Workplace, state: RoundState) -> RoundState:
     torch.set_num_threads(state.threads)
+    if state.device != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in a fixed order with it
     workplace.ranks.wait()  # everyone has read the state before the first step changes it
     if not workplace.ranks.leads:
         return RoundSteps(workplace, state).run_together()

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from align3gr.__main__ import app
 from align3gr.console import run
 from features.log import FeedbackLog
 from policies.ledger import PromotionLedger
-from tests.trainer.round_world import TRAINER, make_home, workplace
+from tests.trainer.round_world import POLICIES, TRAINER, make_home, workplace
 from trainer.lease import Lease
 from trainer.ranks import launch_command
 from trainer.round_state import RoundState
@@ -198,6 +199,47 @@ def test_a_round_over_two_processes_has_the_same_dataset_and_losses(fresh: Path,
             one["stages"][stage]["last"]["loss"], abs=0.01
         )
     assert two["outcome"] == one["outcome"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no device")
+def test_a_round_on_a_gpu_has_the_dataset_and_the_first_losses_of_the_cpu(
+    fresh: Path, tmp_path: Path
+) -> None:
+    homes = {device: copy(fresh, tmp_path / device) for device in ("cpu", "cuda")}
+    facts = {
+        device: finish(home, "round", "--seed", "3", "--device", device) for device, home in homes.items()
+    }
+    assert facts["cuda"]["device"].startswith("cuda")
+    assert facts["cuda"]["dataset_id"] == facts["cpu"]["dataset_id"]
+    for stage in ("easy", "hard"):
+        cpu, gpu = (
+            [json.loads(line)["loss"] for line in (home / f"rounds/r0001/{stage}/metrics.jsonl").open()][:20]
+            for home in homes.values()
+        )
+        # float32 on both; sums in another order, through up to 40 steps of AdamW (easy, then hard).
+        assert gpu == pytest.approx(cpu, abs=0.02), stage
+
+
+@pytest.mark.slow
+def test_a_round_is_a_run_in_mlflow_with_its_curves(fresh: Path, tmp_path: Path) -> None:
+    policies = POLICIES.model_dump(mode="json")
+    policies["registry"]["mlflow"] = True
+    home = copy(fresh, tmp_path / "home", policies=policies)
+    finish(home, "round", "--seed", "3")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("align3gr-rounds")
+    assert experiment is not None
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params["parent"] == "v1"
+    curve = client.get_metric_history(found.info.run_id, "easy/loss")
+    rows = [json.loads(line) for line in (home / "rounds/r0001/easy/metrics.jsonl").open()]
+    assert [point.value for point in sorted(curve, key=lambda point: point.step)] == [
+        pytest.approx(row["loss"]) for row in rows
+    ]
+    assert client.get_model_version_by_alias("align3gr", "reference").tags["policy"] == "v2"
 
 
 @pytest.mark.slow
