@@ -62,7 +62,9 @@ def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = 
             duck=DuckSettings(memory_limit="1GB"),
         ),
         policies=PolicySettings(
-            gate=GateSettings(share=0.15, min_users=80), decoding=DecodingSettings(batch=64)
+            # 240 gate users: NDCG over the catalogue cannot tell a tenth apart with so few.
+            gate=GateSettings(share=0.2, min_users=80, full_margin=0.25),
+            decoding=DecodingSettings(batch=64),
         ),
         trainer=TrainerSettings(
             tokenization=TokenizationSettings(levels=2, codes=128),
