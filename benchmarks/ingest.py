@@ -36,14 +36,13 @@ from ingest.broker import settings_for
 from ingest.producer import FeedbackProducer
 from ingest.settings import IngestSettings, KafkaSettings
 from ingest.topics import create_topics, reach
-from ingest.worker import consumer_options
 
 
 def drain(servers: str, topic: str) -> float:
     """Events a second of the bare client over the whole topic, from the first record to the last."""
     kafka = KafkaSettings(bootstrap_servers=servers, topic=topic)
     ends = reach(kafka)
-    consumer = KafkaConsumer(group_id=None, **{**kafka.connection(), **consumer_options(IngestSettings())})
+    consumer = KafkaConsumer(group_id=None, **{**kafka.connection(), **IngestSettings().consumer()})
     partitions = [TopicPartition(topic, partition) for partition in ends]
     consumer.assign(partitions)
     for partition in partitions:

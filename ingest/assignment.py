@@ -52,6 +52,18 @@ class Assignment(ConsumerRebalanceListener):  # type: ignore[misc] # the client 
         """Called by the client when the group has already given them to somebody else."""
         self._change(self._owned - frozenset(lost))
 
+    def keep_joining(self) -> None:
+        """Before each poll: a join that is under way must be seen to its end by the polls to come.
+
+        kafka-python 3.0.12 forgets one that its own metadata made it begin (a topic made anew, partitions
+        added) when the poll that began it ends first: the member then stays without partitions and heartbeats
+        for good (ConsumerCoordinator.need_rejoin turns false in _perform_assignment, before the join's result
+        is taken). There is no public way to ask again; asking while all is well changes nothing.
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator.rebalance_in_progress():
+            coordinator.request_rejoin()
+
     def _change(self, owned: frozenset[TopicPartition]) -> None:
         with self._lock:
             self._owned = owned

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 BrokerKind = Literal["embedded", "kafka"]
 HOST = "127.0.0.1"
-_READY_TIMEOUT_S: Mapping[BrokerKind, float] = {"embedded": 15.0, "kafka": 60.0}
+_READY_TIMEOUT_S: Mapping[BrokerKind, float] = {"embedded": 30.0, "kafka": 120.0}
 
 
 @dataclass

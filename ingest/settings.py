@@ -92,3 +92,18 @@ class IngestSettings(BaseModel):
     """Seconds between advances of the watermark of partitions that are caught up and idle."""
     lost_offsets: Literal["stop", "skip"] = "stop"
     """Events that the topic dropped before they landed: stop and say so, or say so and go on behind them."""
+
+    def consumer(self) -> dict[str, Any]:
+        """What a worker asks of its client, the group apart: large fetches, no opinion on where to begin."""
+        return {
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "session_timeout_ms": int(self.session_timeout_s * 1000),
+            "heartbeat_interval_ms": int(self.heartbeat_s * 1000),
+            "max_poll_records": self.poll_records,
+            "fetch_max_wait_ms": 250,
+            "max_partition_fetch_bytes": 4 << 20,
+            # How long it may go unseen that a topic was deleted and made anew.
+            "metadata_max_age_ms": 5_000,
+            "metrics_enabled": False,
+        }

@@ -6,7 +6,6 @@ again (their last landed offsets come from the log) and seek. Nothing is lost by
 """
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from kafka.errors import (
     KafkaError,
     OffsetOutOfRangeError,
     SaslAuthenticationFailedError,
+    StaleMetadata,
 )
 from kafka.structs import OffsetAndMetadata
 
@@ -100,7 +100,7 @@ class IngestWorker:
         self._features = features
         self._log_path = log_path
         self._clock = clock
-        self._stopping = threading.Event()
+        self._stopping = False
         self._dead_letters = DeadLetterBox(kafka)
         self._landing = Landing(log_path, features, self._dead_letters, clock)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="landing")
@@ -124,7 +124,7 @@ class IngestWorker:
 
     def stop(self) -> None:
         """Ask ``run`` to land what it holds and return."""
-        self._stopping.set()
+        self._stopping = True  # no Event: setting one in a signal handler may deadlock with its waiter
 
     def run(self, *, until_caught_up: bool = False) -> WorkerReport:
         """Work until ``stop``, or until what the topic held at the start has landed (by any worker)."""
@@ -138,7 +138,7 @@ class IngestWorker:
         self._consumer = self._join()
         try:
             with cyclic_collector_off():
-                while not self._stopping.is_set():
+                while not self._stopping:
                     if target is not None and self._landed_all() and target.reached(self._next):
                         break
                     self._step()
@@ -164,6 +164,7 @@ class IngestWorker:
         self._advance_watermark()
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
+        self._assignment.keep_joining()
         try:
             return self._consumer.poll(  # type: ignore[no-any-return]
                 timeout_ms=int(1000 * min(0.25, self._settings.linger_s / 4)),
@@ -261,7 +262,7 @@ class IngestWorker:
 
     def _join(self) -> KafkaConsumer:
         """Join the group; the log, not Kafka, says where to begin, so nothing is committed automatically."""
-        options = {"group_id": self._settings.group, **consumer_options(self._settings)}
+        options = {"group_id": self._settings.group, **self._settings.consumer()}
         consumer = connect(KafkaConsumer, self._kafka, **{**options, **self._kafka.client_options})
         self._assignment = Assignment(consumer)
         consumer.subscribe([self._kafka.topic], listener=self._assignment)
@@ -276,6 +277,8 @@ class IngestWorker:
             return
         try:
             self._identity = identify(self._kafka)
+            if self._topic_was_replaced():
+                raise StaleMetadata("the client still fetches from an earlier life of the topic")
             partitions = [tp.partition for tp in owned]
             last = self._thread.submit(self._landing.claim, self._identity, partitions).result()
             first = self._consumer.beginning_offsets(list(owned))
@@ -321,15 +324,14 @@ class IngestWorker:
 
     def _give_up_position(self) -> None:
         """The broker says a position is out of range: claim again when that may cure it, else say so."""
-        self._generation = -1
         try:
-            if identify(self._kafka) != self._identity:
-                return  # the topic was made anew: it starts at its own zero
+            replaced = identify(self._kafka) != self._identity
             ends = reach(self._kafka)
-        except (BrokerUnreachable, TopicMissing, KafkaError) as error:
+        except (BrokerUnreachable, TopicMissing) as error:
             self._failed("position", error)
             return
-        for partition, position in self._next.items():
+        self._generation = -1
+        for partition, position in self._next.items() if not replaced else ():  # a new life: its own zero
             if position > ends[partition].end:
                 raise OffsetsLost.beyond(partition, position, ends[partition].end)
 
@@ -347,7 +349,9 @@ class IngestWorker:
         logger.warning("retrying doing=%s failures=%d cause=%s", doing, self._failures, error)
         if doing != "poll":
             self._generation, self._next = -1, {}
-        self._stopping.wait(_BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1])
+        until = time.monotonic() + _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]
+        while time.monotonic() < until and not self._stopping:
+            time.sleep(0.05)
 
     # -- Kafka's own view, and the watermark ---------------------------------------------------------------
 
@@ -374,6 +378,8 @@ class IngestWorker:
                 self._thread.submit(self._landing.advance, caught_up, at_ms).result()
                 self._failures = 0
                 collect_cycles()
+        except OffsetsLost:
+            self._give_up_position()
         except KafkaError as error:
             logger.info("watermark not advanced cause=%s", error)  # no answer: nobody knows who is caught up
         except (LogConflict, LogUnwritable) as error:
@@ -386,17 +392,3 @@ class IngestWorker:
         except KafkaError as error:
             logger.info("group not left cleanly cause=%s", error)
         self._dead_letters.close()
-
-
-def consumer_options(settings: IngestSettings) -> dict[str, Any]:
-    """What a worker asks of its client, the group apart: large fetches, and no opinion on where to begin."""
-    return {
-        "enable_auto_commit": False,
-        "auto_offset_reset": "none",
-        "session_timeout_ms": int(settings.session_timeout_s * 1000),
-        "heartbeat_interval_ms": int(settings.heartbeat_s * 1000),
-        "max_poll_records": settings.poll_records,
-        "fetch_max_wait_ms": 250,
-        "max_partition_fetch_bytes": 4 << 20,
-        "metrics_enabled": False,
-    }

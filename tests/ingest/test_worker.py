@@ -194,9 +194,8 @@ def test_two_workers_share_the_partitions_and_land_everything_once(
 
 
 def test_a_topic_made_anew_under_a_running_worker_lands_from_its_zero(
-    embedded_kafka: KafkaSettings, tmp_path: Path
+    kafka: KafkaSettings, tmp_path: Path
 ) -> None:
-    kafka = embedded_kafka.model_copy(update={"client_options": {"metadata_max_age_ms": 500}})
     send(kafka, range(50))
     one = worker(kafka, tmp_path)
     with running(one) as ended:
@@ -232,6 +231,22 @@ def test_the_watermark_stands_still_while_the_broker_is_away(tmp_path: Path) -> 
             at = log.snapshot().watermark
     assert at is not None
     assert at < gone + timedelta(milliseconds=100)
+
+
+@pytest.mark.kafka
+def test_partitions_added_under_a_running_worker_land_too(real_kafka: Broker, tmp_path: Path) -> None:
+    kafka = topics_on(real_kafka)
+    send(kafka, range(50))
+    one = worker(kafka, tmp_path)
+    with running(one) as ended:
+        wait_until(lambda: one.report.rows == 50)
+        with KafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers) as admin:
+            admin.create_partitions({kafka.topic: 4})
+        wait_until(lambda: identify(kafka).partitions == (0, 1, 2, 3))
+        send(kafka, range(50, 150))
+        wait_until(lambda: one.report.rows == 150)
+    assert isinstance(ended[0], WorkerReport)
+    assert {partition for _, partition, _ in raw_rows(tmp_path / "log")} == {0, 1, 2, 3}
 
 
 def test_a_memory_only_broker_started_again_under_a_worker_is_another_topic(tmp_path: Path) -> None:
@@ -330,6 +345,7 @@ def test_an_ingest_process_ends_in_order_on_sigterm(kafka: KafkaSettings, tmp_pa
     assert json.loads(output.splitlines()[-1])["rows"] == 200
 
 
+@pytest.mark.slow
 def test_until_caught_up_ends_with_the_rows_of_several_workers(
     embedded_kafka: KafkaSettings, tmp_path: Path
 ) -> None:
