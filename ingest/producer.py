@@ -127,7 +127,11 @@ class FeedbackProducer:
     def close(self, timeout_s: float | None = None) -> DeliveryReport:
         """Flush, then let the connection go."""
         report = self.flush(timeout_s)
-        self._producer.close(timeout=0 if report.failed else 5)
+        try:
+            self._producer.close(timeout=0 if report.failed else 5)
+        except KafkaTimeoutError:
+            # kafka-python flushes before it closes, and leaves its sender running when that takes too long.
+            self._producer._sender.force_close()
         return report
 
     def __enter__(self) -> "FeedbackProducer":
