@@ -1,4 +1,4 @@
-"""Commands: tokenize; codec show, encode, decode."""
+"""Commands: tokenize; codec show, quality, encode, decode."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def tokenize(
 @codec.command("show")
 def show(context: typer.Context, policy: str | None = PolicyOption, as_json: bool = JsonOption) -> None:
     """Show a codec: items, levels, how evenly its codes are used, both hashes."""
-    from trainer.tokenization.fitting import codebook_perplexity, codebook_use
+    from trainer.tokenization.quality import codebook_perplexity, codebook_use
 
     where, found = _codec(settings_of(context), policy)
     facts: dict[str, Any] = {
@@ -72,6 +72,61 @@ def show(context: typer.Context, policy: str | None = PolicyOption, as_json: boo
         "item_map_hash": found.item_map_hash,
     }
     emit(facts, as_json)
+
+
+@codec.command("quality")
+def quality(context: typer.Context, policy: str | None = PolicyOption, as_json: bool = JsonOption) -> None:
+    """How good the ids are: collisions before resolution, use and perplexity of each level, prefix purity.
+
+    Purity is measured against the catalogue's last category of each item, beside what chance would give.
+    """
+    import json
+
+    from trainer.tokenization.fitting import REPORT
+    from trainer.tokenization.quality import codebook_perplexity, codebook_use, prefix_purity
+
+    settings = settings_of(context)
+    where, found = _codec(settings, policy)
+    fitted = json.loads((where / REPORT).read_text(encoding="utf-8")) if (where / REPORT).is_file() else {}
+    categories = {row["item_id"]: (row["categories"] or [None])[-1] for row in _items(settings)}
+    purity = prefix_purity(found.codes, [categories.get(item) for item in found.item_ids])
+    facts: dict[str, Any] = {
+        "items": len(found),
+        "ambiguous": 0,  # a codec that held two items of one SCID would have been refused
+        "collision_rate": fitted.get("collision_rate"),
+        "use": list(codebook_use(found.codes, found.sizes)),
+        "perplexity": list(codebook_perplexity(found.codes)),
+        "purity": [
+            {
+                "depth": one.depth,
+                "pairs": one.pairs,
+                "purity": one.purity,
+                "chance": one.chance,
+                "lift": one.lift,
+            }
+            for one in purity
+        ],
+    }
+
+    def text() -> str:
+        unresolved = facts["collision_rate"]
+        lines = [
+            f"{len(found)} items, 0 ambiguous, "
+            + ("" if unresolved is None else f"{unresolved:.1%} shared an SCID before resolution, ")
+            + f"levels {found.sizes}"
+        ]
+        for level, (use, perplexity) in enumerate(
+            zip(facts["use"], facts["perplexity"], strict=True), start=1
+        ):
+            lines.append(f"level {level}: {use:.1%} of the codes used, perplexity {perplexity:.1f}")
+        for one in purity:
+            lines.append(
+                f"same first {one.depth}: {one.purity:.1%} of {one.pairs} pairs share their category "
+                f"({one.chance:.1%} by chance, {one.lift:.1f}x)"
+            )
+        return "\n".join(lines)
+
+    emit(facts, as_json, text)
 
 
 @codec.command("encode")
@@ -147,15 +202,20 @@ def _codec(settings: "Settings", policy: str | None) -> "tuple[Path, ScidCodec]"
     return where, ScidCodec.load(where)
 
 
-def _titles(settings: "Settings") -> dict[str, str]:
-    """Titles by item id; empty where there is no catalogue."""
+def _items(settings: "Settings") -> list[dict[str, Any]]:
+    """The catalogue's rows, delisted items too; none where there is no catalogue."""
     from features.catalogue import Catalogue, CatalogueMissing
 
     try:
         items = Catalogue.open(settings.home / "catalogue", create=False).items(listed_only=False)
     except CatalogueMissing:
-        return {}
-    return dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+        return []
+    rows: list[dict[str, Any]] = items.select(["item_id", "title", "categories"]).to_pylist()
+    return rows
+
+
+def _titles(settings: "Settings") -> dict[str, str]:
+    return {row["item_id"]: row["title"] for row in _items(settings)}
 
 
 def _neighbours(found: "ScidCodec", item: str, most: int = 5) -> list[tuple[str, int]]:

@@ -119,6 +119,10 @@ def test_the_first_base_policy_is_the_reference(home: Path, capsys: pytest.Captu
 def test_a_codec_answers_how_ids_map_back_to_items(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = facts_of(home, capsys, "codec", "show")
     assert (shown["items"], shown["ambiguous"], shown["text_encoder"]) == (60, 0, "tfidf-svd")
+    quality = facts_of(home, capsys, "codec", "quality")
+    assert {"items", "ambiguous", "collision_rate", "use", "perplexity"} <= quality.keys()
+    assert quality["purity"][0]["lift"] > 2  # type: ignore[index]
+    assert "pairs share their category" in call(home, capsys, "codec", "quality", "--policy", "v1")[1]
     found = facts_of(home, capsys, "codec", "encode", "item-007")["item-007"]
     assert found["title"] == "chair number 1"  # type: ignore[index]
     for text in (found["tokens"], ",".join(map(str, found["scid"]))):  # type: ignore[index]

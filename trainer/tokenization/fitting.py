@@ -5,6 +5,7 @@ resolved so that one SCID is one item. The codec is leak-free by construction: b
 histories it is given and from nowhere else, so the caller leaves out what must not be seen.
 """
 
+import json
 import math
 import shutil
 import time
@@ -22,6 +23,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import TokenizationSettings
 
 from .collaborative import collaborative_embeddings
+from .quality import codebook_perplexity, codebook_use
 from .text import fit_text_encoder, item_texts, require_text
 from .unique import unique_codes
 
@@ -29,6 +31,10 @@ FloatArray = npt.NDArray[np.float32]
 CodeArray = npt.NDArray[np.int32]
 Progress = Callable[[str, int, int], None]
 """Called with (what is done, steps done, steps in all)."""
+
+
+REPORT = "report.json"
+"""Lies beside a fitted codec (policies carry the codec without it)."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ def fit_codec(
     codes, residuals = quantize(quantizer, vectors)
     resolved = unique_codes(codes, residuals, quantizer.codebooks[-1])
     codec = _write(out, item_ids, resolved.codes, resolved.sizes, text_encoder, quantizer)
-    return TokenizationReport(
+    report = TokenizationReport(
         items=len(item_ids),
         sizes=resolved.sizes,
         method=settings.method,
@@ -120,6 +126,8 @@ def fit_codec(
         item_map_hash=codec.item_map_hash,
         seconds=time.perf_counter() - started,
     )
+    (out / REPORT).write_text(json.dumps(report.as_dict()), encoding="utf-8")
+    return report
 
 
 def codes_for(n_items: int, settings: TokenizationSettings) -> int:
@@ -140,20 +148,6 @@ def quantize(quantizer: Quantizer, vectors: FloatArray) -> tuple[CodeArray, Floa
     for level, book in enumerate(quantizer.codebooks[:-1]):
         residual = residual - book[codes[:, level]]
     return codes, residual
-
-
-def codebook_use(codes: CodeArray, sizes: Sequence[int]) -> tuple[float, ...]:
-    """Share of each level's codes that some row of int [n, L] has."""
-    return tuple(len(np.unique(codes[:, level])) / size for level, size in enumerate(sizes))
-
-
-def codebook_perplexity(codes: CodeArray) -> tuple[float, ...]:
-    """exp(entropy of each level's codes), natural logarithm; int [n, L] -> L numbers."""
-    out = []
-    for level in range(codes.shape[1]):
-        share = np.unique(codes[:, level], return_counts=True)[1] / len(codes)
-        out.append(float(np.exp(-(share * np.log(share)).sum())))
-    return tuple(out)
 
 
 def _behaviour(
