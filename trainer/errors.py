@@ -7,9 +7,9 @@ class TrainerError(ProductError):
     """A training step cannot run or did not finish."""
 
 
-class MissingText(TrainerError, BadInput):
+class MissingText(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
     """A catalogue item that has no text, where settings require one."""
 
 
-class CannotTrain(TrainerError, BadInput):
+class CannotTrain(TrainerError, BadInput):  # noqa: N818
     """There is nothing to train on: an empty catalogue, no history long enough, an unusable backbone."""
