@@ -132,8 +132,16 @@ class EventRecorder:
                 self._served.extendleft(reversed(served))
                 if not self._stopping:
                     self._wake.wait(_RETRY_SECONDS)
-        if self._producer is not None:
-            self._producer.close(1.0)
+        self._let_go(1.0)
+
+    def _let_go(self, timeout_seconds: float) -> None:
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            producer.close(timeout_seconds)
+        except Exception as error:  # noqa: BLE001 - a client that cannot even close must not end the thread
+            log.warning("kafka=not_closed cause=%s", error)
 
     def _await_work(self) -> bool:
         """Wait until there is something to send; False when it is time to end."""
@@ -161,8 +169,8 @@ class EventRecorder:
                 for interaction in post.interactions:
                     producer.send(interaction)
             report = producer.flush(self._timeout)
-        except ProductError as error:
-            self._away(str(error), served, posted)
+        except Exception as error:  # noqa: BLE001 - whatever the client raises, the server goes on recording
+            self._away(" ".join(str(error).split()) or type(error).__name__, served, posted)
             return False
         failed = {(event.user_id, event.event_id): event.reason for event in report.failed}
         self._metrics.events.labels("acknowledged").inc(report.acknowledged - before)
@@ -187,9 +195,7 @@ class EventRecorder:
         if self.error != reason:
             log.warning("kafka=away cause=%s served_waiting=%d", reason, len(served) + len(self._served))
         self.error = reason
-        if self._producer is not None:
-            self._producer.close(0.0)
-            self._producer = None
+        self._let_go(0.0)
         now = self._clock()
         waiting = [post for post in posted if post.until > now and not self._stopping]
         for post in posted:

@@ -14,7 +14,7 @@ class ServerSettings(BaseModel):
     """Address to listen on. Another one than this machine's own loopback is refused without ``api_key``."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one and says which."""
-    api_key: SecretStr | None = None
+    api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     """Key that everything that writes asks for (header ``X-API-Key``); without one feedback is refused."""
     key_for_reads: bool = False
     """Whether recommendations ask for the key, too."""

@@ -1,7 +1,6 @@
 """Real small things for the server: policies, a ledger, an online store, a broker that pip installs."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ def home(served_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker("embedded", tmp_path_factory.mktemp("broker")) as started:
-        create_topics(KafkaSettings(bootstrap_servers=started.bootstrap_servers))
-        yield started
+def broker(embedded: Broker) -> Broker:
+    """The embedded broker with the topics of the default settings."""
+    create_topics(KafkaSettings(bootstrap_servers=embedded.bootstrap_servers))
+    return embedded
