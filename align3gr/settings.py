@@ -10,7 +10,12 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from features.errors import BadInput
 from features.settings import FeatureSettings
@@ -65,13 +70,19 @@ def load_settings(file: Path | None = None) -> Settings:
     if file is not None:
         values = _read_yaml(file)
     _refuse_unknown_environment()
+    way_out = "see docs/operator.md for the keys and their values"
     try:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        cause = first["msg"].removeprefix("Value error, ")
+        cause = "there is no such setting" if first["type"] == "extra_forbidden" else cause
+        raise BadInput(f"settings: {key}: {cause[:1].lower()}{cause[1:]}; {way_out}") from error
+    except SettingsError as error:
         raise BadInput(
-            f"settings: {key}: {first['msg'].lower()}; see docs/operator.md for the keys and their values"
+            f"settings: {error} (environment): it is not JSON; set its keys one by one, as "
+            f"{ENV_PREFIX}KAFKA__TOPIC; {way_out}"
         ) from error
 
 
@@ -79,8 +90,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        cause = " ".join(str(error).split())
-        raise BadInput(f"settings file {file} cannot be read: {cause}") from error
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise BadInput(
+            f"settings file {file} cannot be read: {cause}; correct it, or name another"
+        ) from error
     if not isinstance(values, dict):
         raise BadInput(f"settings file {file} must hold keys and values, not {type(values).__name__}")
     return values

@@ -6,7 +6,7 @@ What a level means, how large an event may be and the signing key are not here: 
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 
 class KafkaSettings(BaseModel):
@@ -50,6 +50,13 @@ class KafkaSettings(BaseModel):
     """Codec of the batches that our producers send."""
     client_options: dict[str, Any] = {}
     """Further options of kafka-python, passed to every client as they are."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _names_a_broker(cls, servers: str) -> str:
+        if not servers.replace(",", "").strip():
+            raise ValueError("name at least one broker as host:port")
+        return servers
 
     def connection(self) -> dict[str, Any]:
         """Arguments that every kafka-python client takes: addresses, security, then the further options."""
