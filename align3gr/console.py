@@ -3,6 +3,7 @@
 Facts go to standard output (a JSON object with ``--json``), progress and errors to standard error.
 """
 
+import errno
 import json
 import sys
 import traceback
@@ -83,7 +84,8 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         say("align3gr: stopped")
         return 130
     except TyperException as error:
-        say(f"align3gr: {' '.join(error.format_message().split())}; see align3gr --help")
+        cause = " ".join(error.format_message().split()) or "a command is missing"
+        say(f"align3gr: {cause}; see align3gr --help")
         return 2
     except BrokenPipeError:
         return 1
@@ -92,7 +94,19 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         exit_code = getattr(error, "exit_code", 1)
         cause = " ".join(str(error).split()) or type(error).__name__
-        if not hasattr(error, "exit_code"):
+        if not hasattr(error, "exit_code") and _disk_full(error):
+            cause = "no space is left on the disk: free some, then run the same command again"
+        elif not hasattr(error, "exit_code"):
             cause = f"{type(error).__name__}: {cause} (run again with --debug for the traceback)"
         say(f"align3gr: {cause}")
         return int(exit_code)
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk, quota or size limit stands anywhere in the chain of causes."""
+    while error is not None:
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if getattr(error, "errno", None) in full or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -250,7 +250,8 @@ def _save(directory: Path, run_key: str, model: Any, optimizer: torch.optim.Opti
     staging, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, staging / "state.pt")
+    with (staging / "state.pt").open("wb") as file:  # given a name, torch hides what the disk said
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
     facts = {"run": run_key, "step": state.step, "sums": state.sums, "counts": state.counts}
     (staging / "state.json").write_text(json.dumps(facts), encoding="utf-8")
     shutil.rmtree(old, ignore_errors=True)
