@@ -85,6 +85,7 @@ def produce(
 
     settings = settings_of(context)
     sent = refused = 0
+    first = ""
     with (
         FeedbackProducer(settings.kafka) as producer,
         _progress("events", None, quiet=as_json) as advance,
@@ -92,8 +93,7 @@ def produce(
         for line in _lines(file, mapping, settings):
             if line.refusal is not None:
                 refused += 1
-                if refused <= _SHOWN:
-                    say(f"line {line.number}: {line.refusal}")
+                first = first or f"line {line.number}: {line.refusal}"
             elif line.event is not None:
                 producer.send(line.event)
                 sent += 1
@@ -104,7 +104,7 @@ def produce(
     emit(_delivered(sent, report) | {"refused": refused}, as_json)
     _require_delivery(report, sent)
     if refused:
-        raise BadInput(f"{refused} events were refused and not sent; align3gr validate shows why")
+        raise BadInput(f"{refused} events were refused and not sent, first {first}; see align3gr validate")
 
 
 @app.command()

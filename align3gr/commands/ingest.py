@@ -25,6 +25,7 @@ def ingest(
         raise typer.Exit(_run_processes(workers))
     import signal
 
+    from ingest.topics import identify
     from ingest.worker import IngestWorker
 
     settings = settings_of(context)
@@ -32,6 +33,7 @@ def ingest(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
     if not until_caught_up:
+        identify(settings.kafka)  # a broker or topic that is not there is said alone
         say(
             f"ingest: {settings.kafka.topic} at {settings.kafka.bootstrap_servers} -> {settings.home / 'log'}"
         )

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from align3gr.console import JsonOption, emit, settings_of
+from align3gr.console import JsonOption, emit, say, settings_of
 
 if TYPE_CHECKING:
     from align3gr.settings import Settings
@@ -25,6 +25,7 @@ def status(context: typer.Context, as_json: bool = JsonOption) -> None:
     facts["problems"] = problems
     emit(facts, as_json, lambda: _text(facts))
     if problems:
+        say(f"align3gr: {problems[0]}")
         raise typer.Exit(1)
 
 
@@ -105,4 +106,4 @@ def _text(facts: dict[str, Any]) -> str:
         + (" (automatic promotion is held: align3gr policy resume)" if facts["held"] else ""),
         f"last round {last['round_id'] + ', ' + (last['outcome'] or last['status']) if last else 'none'}",
     ]
-    return "\n".join([*lines, *(f"problem    {problem}" for problem in facts["problems"])])
+    return "\n".join(lines)
