@@ -16,7 +16,7 @@ from typing import Any
 
 from features.errors import BadInput
 
-from .errors import PoliciesError
+from .errors import PoliciesError, PolicyRefused
 from .ledger import PromotionLedger
 from .runs import RoundRun
 from .settings import RegistrySettings
@@ -127,10 +127,10 @@ class Registry:
         return path
 
     def show(self, version: str) -> dict[str, Any]:
-        """The whole manifest of ``version``. Raises UnknownPolicy, PoliciesError when it is unreadable."""
+        """The whole manifest of ``version``. Raises UnknownPolicy, PolicyRefused when it is unreadable."""
         manifest = _read_manifest(self.path(version))
         if manifest is None:
-            raise PoliciesError(
+            raise PolicyRefused(
                 f"policy {version} has no readable {MANIFEST}: it is damaged, restore or remove it"
             )
         return manifest

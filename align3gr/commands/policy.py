@@ -45,7 +45,13 @@ def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
 
 @policy.command("show")
 def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption) -> None:
-    """Show a policy: lineage, metrics, the gate's checks, every move of the ledger that names it."""
+    """Show a policy: lineage, metrics, the gate's checks, every move of the ledger that names it.
+
+    Exits with 2, after saying what it knows, when a file of it is not what it was written with.
+    """
+    from policies.directory import verify
+    from policies.errors import PolicyRefused
+
     registry, ledger = _rooms(context)
     manifest = registry.show(version)
     moves = [entry.as_dict() for entry in ledger.history() if version in (entry.source, entry.target)]
@@ -63,7 +69,12 @@ def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption
         lines += [f"{'moved':<16} {_sentence(move)}" for move in moves]
         return "\n".join(lines)
 
-    emit(facts, as_json, text)
+    try:
+        verify(registry.path(version))
+    except PolicyRefused as error:
+        emit({**facts, "damage": str(error)}, as_json, text)
+        raise
+    emit({**facts, "damage": None}, as_json, text)
 
 
 @policy.command("promote")

@@ -26,6 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         staging.mkdir(parents=True)
         parent = f"v{number}" if number else None
         manifest = {"format": 1, "kind": "full", "files": {}, "lineage": {"parent": parent}}
+        manifest |= {"prompt_template": "1", "codec": {"quantizer_hash": "q", "item_map_hash": "m"}}
         (staging / "policy.json").write_text(json.dumps(manifest))
         registry.register(staging)
     ledger = PromotionLedger(tmp_path / "ledger")
