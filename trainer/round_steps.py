@@ -143,7 +143,7 @@ class RoundSteps:
                 lineage={"parent": self.state.parent, "dataset_id": dataset.dataset_id},
             )
         except NotEnoughSamples as few:
-            log.warning("round stage skipped round=%s cause=%s", self.state.round_id, few)
+            log.info("round stage skipped round=%s cause=%s", self.state.round_id, few)
             return {"skipped": str(few)}
         return result.as_dict()
 

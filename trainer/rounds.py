@@ -13,10 +13,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from features.errors import BadInput
+from policies.directory import base_directory, verify
 
 from .errors import TrainerError
 from .lease import Lease
@@ -39,7 +41,8 @@ def start_round(workplace: Workplace, *, seed: int | None = None, device: str | 
     """Run a new round to its end; returns its last state.
 
     ``seed``: default the settings' plus the round's number; ``device``: default the settings'. Raises
-    RoundRunning while another round runs, NothingToImprove without a reference, LogMissing, and what the
+    RoundRunning while another round runs, NothingToImprove without a reference, PolicyRefused when it is
+    damaged, LogMissing, and what the
     steps raise: an error that is bad input (an empty log, too few likes) ends the round as failed, any other
     leaves it to be resumed.
     """
@@ -86,6 +89,7 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
             "no policy is the reference yet: make a base policy with `align3gr sft`, then "
             "`align3gr policy promote` it"
         )
+    _require_whole(workplace.registry.path(parent))
     wanted = workplace.trainer.round
     snapshot = workplace.log().snapshot()
     feedback = workplace.count_feedback(snapshot.files)
@@ -106,6 +110,13 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
     )
     log.info("round start round=%s parent=%s log_version=%d", state.round_id, state.parent, state.log_version)
     return state
+
+
+def _require_whole(policy: Path) -> None:
+    """A damaged parent, or base of it, is refused before a dataset is built. Raises PolicyRefused."""
+    base = base_directory(policy, verify(policy))
+    if base != policy:
+        verify(base)
 
 
 def _device(wanted: str) -> str:
