@@ -94,9 +94,9 @@ class DeadLetterBox:
 
     def close(self) -> None:
         """Let the connection go."""
-        if self._producer is not None:
-            self._producer.close(timeout=5)
-            self._producer = None
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            _close(producer)
 
     def _send(
         self, producer: KafkaProducer, one: Refused, identity: TopicIdentity, cut: int | None = None
@@ -200,7 +200,7 @@ def _mark_replayed(settings: KafkaSettings, letters: list[DeadLetter]) -> None:
             "replaying them again sends events that readers count once"
         ) from error
     finally:
-        marks.close(timeout=5)
+        _close(marks)
 
 
 def _producer(settings: KafkaSettings) -> KafkaProducer:
@@ -210,6 +210,14 @@ def _producer(settings: KafkaSettings) -> KafkaProducer:
         delivery_timeout_ms=delivery_ms, request_timeout_ms=max(1000, min(10_000, delivery_ms // 2)),
         max_block_ms=delivery_ms,
     )  # fmt: skip
+
+
+def _close(producer: KafkaProducer) -> None:
+    """Every letter was waited for, so nothing is lost by leaving when the broker is away."""
+    try:
+        producer.close(timeout=5)
+    except KafkaError as error:
+        logger.info("dead letters not closed in order cause=%s", error)
 
 
 def _key(life: str, topic: str, partition: int, offset: int) -> str:
