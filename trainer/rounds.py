@@ -42,9 +42,8 @@ def start_round(workplace: Workplace, *, seed: int | None = None, device: str | 
 
     ``seed``: default the settings' plus the round's number; ``device``: default the settings'. Raises
     RoundRunning while another round runs, NothingToImprove without a reference, PolicyRefused when it is
-    damaged, LogMissing, and what the
-    steps raise: an error that is bad input (an empty log, too few likes) ends the round as failed, any other
-    leaves it to be resumed.
+    damaged, LogMissing, and what the steps raise: an error that is bad input (an empty log, too few likes)
+    ends the round as failed, any other leaves it to be resumed.
     """
     with _lease(workplace):
         state = _first_state(workplace, seed, device) if workplace.ranks.leads else None

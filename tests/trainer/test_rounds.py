@@ -281,6 +281,7 @@ def test_an_item_that_came_after_the_policy_enters_with_the_next_round(home: Pat
 def test_a_stage_with_too_few_samples_is_skipped_and_said(
     home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     place = workplace(home)
     easy, hard = PREFERENCE.stages
     place = with_stages(place, easy.model_copy(update={"min_samples": 10_000}), hard)

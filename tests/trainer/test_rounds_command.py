@@ -61,15 +61,16 @@ def finish(home: Path, *arguments: str) -> dict[str, Any]:
 
 
 def kill_when(home: Path, arguments: list[str], reached: Callable[[], bool]) -> None:
-    """Start the command and SIGKILL it as soon as ``reached``."""
-    process = subprocess.Popen(
-        command(home, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT
-    )
+    """Start the command and SIGKILL it as soon as ``reached``; what it started lives on."""
+    said = home / "said.txt"  # a file: an orphan would hold a pipe open
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            command(home, *arguments), stdout=subprocess.DEVNULL, stderr=file, env=ENVIRONMENT
+        )
     while process.poll() is None and not reached():
         time.sleep(0.0005)
     process.kill()
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+    assert process.wait() == -signal.SIGKILL, said.read_text()[-2000:]
 
 
 def last_round(home: Path) -> RoundState:
@@ -154,6 +155,7 @@ def test_every_gpu_is_launched_on_unless_one_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_round_command_killed_at_each_point_and_resumed(fresh: Path, tmp_path: Path) -> None:
     """For each point a round of its own, killed there once: the same dataset and figures every time."""
     whole = copy(fresh, tmp_path / "whole")
@@ -180,6 +182,7 @@ def test_round_command_killed_at_each_point_and_resumed(fresh: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_round_over_two_processes_has_the_same_dataset_and_losses(fresh: Path, tmp_path: Path) -> None:
     alone, shared = copy(fresh, tmp_path / "alone"), copy(fresh, tmp_path / "shared")
     one = finish(alone, "round", "--seed", "3")
@@ -202,6 +205,7 @@ def test_a_round_over_two_processes_has_the_same_dataset_and_losses(fresh: Path,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no device")
 def test_a_round_on_a_gpu_has_the_dataset_and_the_first_losses_of_the_cpu(
     fresh: Path, tmp_path: Path
@@ -222,6 +226,7 @@ def test_a_round_on_a_gpu_has_the_dataset_and_the_first_losses_of_the_cpu(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_round_is_a_run_in_mlflow_with_its_curves(fresh: Path, tmp_path: Path) -> None:
     policies = POLICIES.model_dump(mode="json")
     policies["registry"]["mlflow"] = True
@@ -243,6 +248,7 @@ def test_a_round_is_a_run_in_mlflow_with_its_curves(fresh: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_scheduler_killed_in_a_round_neither_doubles_nor_loses_it(fresh: Path, tmp_path: Path) -> None:
     slower = TRAINER.model_dump(mode="json")
     slower["preference"]["stages"][0]["epochs"] = 60
@@ -274,6 +280,7 @@ def test_scheduler_killed_in_a_round_neither_doubles_nor_loses_it(fresh: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_scheduler_ends_its_round_when_told_to_stop_and_takes_it_up_later(
     fresh: Path, tmp_path: Path
 ) -> None:
