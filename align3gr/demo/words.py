@@ -1,12 +1,9 @@
 """The words of the demo's items: titles and descriptions written from their attributes."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from .world import DemoItem
 
 THEMES_PER_GENRE = 5
 GENRES = {
@@ -53,12 +50,23 @@ _ADJECTIVES = (
 )
 
 
+@dataclass(frozen=True)
+class DemoItem:
+    """One item as the catalogue knows it."""
+
+    item_id: str
+    title: str
+    text: str
+    genre: str
+    theme: str
+    mood: str
+    maker: str
+
+
 def write_items(
     theme: NDArray[np.int64], mood: NDArray[np.int64], maker: NDArray[np.int64], random: np.random.Generator
-) -> "tuple[DemoItem, ...]":
+) -> tuple[DemoItem, ...]:
     """One item for each row of the three attribute arrays [items]."""
-    from .world import DemoItem
-
     themes = [(genre, name) for genre, names in GENRES.items() for name in names]
     adjectives = random.integers(len(_ADJECTIVES), size=len(theme))
     nouns = random.integers(len(_NOUNS), size=len(theme))

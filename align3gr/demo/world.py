@@ -44,6 +44,19 @@ class WorldSize:
 
 
 @dataclass(frozen=True)
+class WorldSize:
+    """How many items and users there are."""
+
+    items: int = 2000
+    learners: int = 1200
+    """Users whose feedback is learned from (the gate's and the stop users are among them)."""
+    evaluated: int = 300
+    """Users no round ever hears of: they judge."""
+    old_slates: int = 12
+    """Slates of ten that the old system showed each user before us."""
+
+
+@dataclass(frozen=True)
 class DemoItem:
     """One item as the catalogue knows it."""
 
@@ -62,7 +75,7 @@ class World:
 
     seed: int
     size: WorldSize
-    items: tuple[DemoItem, ...]
+    items: tuple[words.DemoItem, ...]
     item_vectors: Floats
     """[items, DIMENSION], unit length."""
     quality: Floats
