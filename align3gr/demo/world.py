@@ -44,32 +44,6 @@ class WorldSize:
 
 
 @dataclass(frozen=True)
-class WorldSize:
-    """How many items and users there are."""
-
-    items: int = 2000
-    learners: int = 1200
-    """Users whose feedback is learned from (the gate's and the stop users are among them)."""
-    evaluated: int = 300
-    """Users no round ever hears of: they judge."""
-    old_slates: int = 12
-    """Slates of ten that the old system showed each user before us."""
-
-
-@dataclass(frozen=True)
-class DemoItem:
-    """One item as the catalogue knows it."""
-
-    item_id: str
-    title: str
-    text: str
-    genre: str
-    theme: str
-    mood: str
-    maker: str
-
-
-@dataclass(frozen=True)
 class World:
     """Items, users and the truth about them. Learners are users ``0 .. learners-1``, then the evaluated."""
 
