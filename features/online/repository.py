@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sqlite3
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,13 +81,14 @@ def exclusive(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _feast() -> Any:
-    """The class, without what its import does to the process: usage statistics, and a Prometheus folder that
-    would make this process and its children keep their own metrics in files.
+    """The class, without what its import does to the process: usage statistics, a Prometheus folder that
+    would make this process and its children keep their own metrics in files, and every library's warnings.
     """
     os.environ["FEAST_USAGE"] = "False"
     kept = {name: os.environ.get(name) for name in _PROMETHEUS}
     try:
-        from feast import FeatureStore
+        with warnings.catch_warnings():
+            from feast import FeatureStore
     except ImportError as error:
         raise OnlineUnavailable(
             f"Feast cannot be imported ({error}); install the 'online' extra of align3gr"
