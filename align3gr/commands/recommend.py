@@ -56,7 +56,10 @@ def recommend(
     def text() -> str:
         lines = []
         for user, found in zip(contexts, lists, strict=True):
-            lines.append(f"{user.user_id}  (policy {loaded.version}, history of {len(user.history)})")
+            known = f"history of {len(user.history)}"
+            if user.user_id in unknown:
+                known = "no feedback yet: what is popular"
+            lines.append(f"{user.user_id}  (policy {loaded.version}, {known})")
             lines += [
                 f"{one.position:>4}  {one.score:8.3f}  {one.item_id:<16} {titles.get(one.item_id, '')}"
                 for one in found

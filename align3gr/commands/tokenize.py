@@ -188,6 +188,8 @@ def decode(
 def _codec(settings: "Settings", policy: str | None) -> "tuple[Path, ScidCodec]":
     from features.errors import BadInput
     from policies.codec import ScidCodec
+    from policies.directory import read_manifest
+    from policies.errors import PolicyRefused
     from policies.ledger import PromotionLedger
     from policies.registry import Registry
 
@@ -197,9 +199,15 @@ def _codec(settings: "Settings", policy: str | None) -> "tuple[Path, ScidCodec]"
         policy = PromotionLedger(settings.home / "ledger").reference()
         if policy is None:
             raise BadInput(f"no codec at {where} and no reference policy; fit one with `align3gr tokenize`")
-    if policy is not None:
-        where = registry.path(policy) / "codec"
-    return where, ScidCodec.load(where)
+    if policy is None:
+        return where, ScidCodec.load(where)
+    path = registry.path(policy)
+    found = ScidCodec.load(path / "codec")
+    if read_manifest(path).codec.quantizer_hash != found.quantizer_hash:
+        raise PolicyRefused(
+            f"codec mismatch: {path / 'codec'} is not the codec of policy {policy}; restore it"
+        )
+    return path / "codec", found
 
 
 def _items(settings: "Settings") -> list[dict[str, Any]]:
