@@ -1,0 +1,21 @@
+"""Imports what commands spend their first seconds on, once for all forks; see ``tests.bad_input.place``."""
+
+# ruff: noqa: F401
+import warnings
+
+import transformers.models.llama.modeling_llama
+
+import align3gr.__main__
+import align3gr.settings
+import features.catalogue
+import features.duck
+import features.histories
+import features.log
+import features.online.contexts
+import policies.policy
+import trainer.rounds
+import trainer.sft.bootstrap
+import trainer.tokenization
+
+with warnings.catch_warnings():  # Feast switches every library's warnings on; the product does the same
+    import feast
