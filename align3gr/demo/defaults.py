@@ -1,7 +1,7 @@
 """The settings the demo runs with: the product's own, made smaller so that a loop takes minutes on two cores.
 
-They were chosen on worlds 1 and 2; ``align3gr demo`` runs on worlds from FIRST_SEED on, which nobody looked
-at while choosing. docs/demo.md has the figures.
+They were chosen on world 1; ``align3gr demo`` runs on worlds from FIRST_SEED on, which nobody looked at while
+choosing. docs/demo.md has the figures.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -48,8 +48,8 @@ class DemoOptions:
 
 def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = None) -> Settings:
     """Everything that a demo in ``home`` runs with; ``window_s``: how far back its next dataset looks."""
-    # beta holds each stage near its reference: with 1 a chain of eight stages forgets (world 1, liked rate after
-    # rounds 1-4: 0.389 0.412 0.393 0.375 with beta 1 and an NLL anchor; with 4: 0.378 0.416 0.423 and rising).
+    # beta holds each stage near its reference: with 1 a chain of eight stages forgets. World 1, liked rate
+    # after rounds 1-4: 0.389 0.412 0.393 0.375 (beta 1, NLL anchor 0.3), 0.378 0.416 0.423 0.417 (beta 4).
     stage: dict[str, Any] = {"beta": 4.0, "learning_rate": 2e-3, "epochs": 1}
     return Settings(
         home=home,
