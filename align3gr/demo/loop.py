@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -336,12 +335,3 @@ def _require_delivered(producer: FeedbackProducer) -> None:
         raise DemoFailed(
             f"{len(report.failed)} events were not delivered ({report.failed[0].reason}): start again"
         )
-
-
-def gate_checks(home: Path, round_id: str) -> dict[str, Any]:
-    """The stored decision of a round's gate, {} where there is none."""
-    path = home / "rounds" / round_id / "decision.json"
-    if not path.exists():
-        return {}
-    decision: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return decision
