@@ -33,7 +33,10 @@ class Frame:
 def lines(
     series: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str, from_zero: bool = True
 ) -> str:
-    """One line a series of (x, y) points, in order, with a legend. ``x`` and ``y`` name the axes."""
+    """One line a series of (x, y) points, in order, with a legend; it breaks where y is not a number.
+
+    ``x`` and ``y`` name the axes.
+    """
     points = [point for one in series.values() for point in one if math.isfinite(point[1])]
     if not points:
         return "<p>nothing to draw</p>"
@@ -44,8 +47,9 @@ def lines(
     drawn = [_axes(frame, x, y)]
     for number, (name, one) in enumerate(series.items()):
         colour = COLOURS[number % len(COLOURS)]
-        path = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in one if math.isfinite(b))
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for part in _pieces(one):
+            path = " ".join(f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in part)
+            drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         if len(one) <= 20:
             drawn += [
                 f'<circle cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="3" fill="{colour}">'
@@ -57,7 +61,7 @@ def lines(
     return _svg(drawn)
 
 
-def bars(parts: Mapping[str, Mapping[str, float]], *, y: str) -> str:
+def bars(parts: Mapping[str, Mapping[str, float]], *, y: str, colours: Sequence[str] = COLOURS) -> str:
     """One stacked bar for each key of ``parts``, shares of its whole from bottom to top, with a legend."""
     names = list(dict.fromkeys(name for one in parts.values() for name in one))
     frame = Frame(0.0, max(len(parts), 1), 0.0, 1.0)
@@ -71,13 +75,24 @@ def bars(parts: Mapping[str, Mapping[str, float]], *, y: str) -> str:
             top, bottom = frame.y(below + share), frame.y(below)
             drawn.append(
                 f'<rect x="{left:.1f}" y="{top:.1f}" width="{0.7 * width:.1f}" height="{bottom - top:.1f}" '
-                f'fill="{COLOURS[number % len(COLOURS)]}">'
+                f'fill="{colours[number % len(colours)]}">'
                 f"<title>{html.escape(name)}: {share:.1%}</title></rect>"
             )
             below += share
         drawn.append(_text(left + 0.35 * width, _HEIGHT - _BOTTOM + 16, label, "middle"))
-    drawn += [_legend(number, name, COLOURS[number % len(COLOURS)]) for number, name in enumerate(names)]
+    drawn += [_legend(number, name, colours[number % len(colours)]) for number, name in enumerate(names)]
     return _svg(drawn)
+
+
+def _pieces(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """The stretches of ``points`` between those whose y is not finite."""
+    pieces: list[list[tuple[float, float]]] = [[]]
+    for place, value in points:
+        if math.isfinite(value):
+            pieces[-1].append((place, value))
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
 
 
 def _axes(frame: Frame, x: str, y: str, ticks_x: bool = True) -> str:

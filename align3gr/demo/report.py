@@ -14,6 +14,9 @@ from .figures import DemoFigures
 from .plots import bars, lines
 from .state import DemoState
 
+_LEVEL_COLOURS = ("#66a182", "#c9ccd3", "#d1495b")
+"""Liked, neutral, disliked."""
+
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; color: #222; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.2rem; font-size: 1.2rem; } h3 { font-size: 1rem; }
@@ -85,7 +88,7 @@ def _world(home: Path, state: DemoState) -> list[str]:
     return [
         f"<h2>World {state.options['seed']}</h2>",
         "<h3>Feedback levels of what was seen</h3>",
-        bars(levels, y="share of impressions"),
+        bars(levels, y="share of impressions", colours=_LEVEL_COLOURS),
         "<h3>Stages: loss and margin</h3>",
         *_stages(home, state),
         "<h3>Gate</h3>",

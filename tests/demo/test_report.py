@@ -64,6 +64,12 @@ def test_plots_place_larger_values_higher() -> None:
     assert second[1] < first[1]
 
 
+def test_a_line_breaks_where_there_is_no_number() -> None:
+    drawn = lines({"a": [(0, 1.0), (1, 2.0), (2, float("nan")), (3, 1.0), (4, 1.5)]}, x="x", y="y")
+    assert len(re.findall("<polyline", drawn)) == 2
+    assert "nan" not in drawn
+
+
 def test_bars_fill_their_whole_height() -> None:
     drawn = bars({"round 1": {"liked": 1, "neutral": 3}}, y="share")
     heights = [float(height) for height in re.findall(r'height="([\d.]+)" fill', drawn)]
