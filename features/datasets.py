@@ -62,7 +62,10 @@ SAMPLE_SCHEMA = pa.schema(
 first, may be empty; ``rejected``: 1 to 20 items, those of the same slate first; ``request_id``,
 ``policy_version``, ``propensity``: null where there is none; ``role``: train, stop or gate."""
 
-LIKING = ["preference_slates", "preference_served", "preference_likes", "preference_engaged"]
+LIKING = [
+    *("preference_slates", "preference_served", "preference_likes"),
+    *("preference_taken", "preference_moments", "preference_engaged"),
+]
 SAMPLING = ["preference_negatives", "preference_slate_negatives"]
 ASKING = ["preference_rejected", "histories_at_request", "preference_samples"]
 QUERIES = NUMBERING + READING + JUDGING + LIKING + SAMPLING + ASKING

@@ -1,6 +1,6 @@
 -- One shard's events, each once, with its place on both clocks: `seq` when it landed, `n` when it occurred
--- (ties: landed earlier first). `engaged_at` numbers the user's engaged events from 1 in order of `n`. Row
--- numbers only: a count over a growing frame takes more than linear time for a user with many events.
+-- (ties: landed earlier first). Row numbers only: a count over a growing frame takes more than linear time for
+-- a user with many events.
 create or replace temp table events as
 with once as (
     select landed.*
@@ -15,7 +15,5 @@ with once as (
 select
     u, i, q, seq, level, occurred_at, arrived_at, policy_version, propensity,
     explicit, answers, impression, served, engaged,
-    row_number() over (partition by u order by occurred_at, seq)::bigint as n,
-    case when engaged then row_number() over (partition by u, engaged order by occurred_at, seq) end::bigint
-        as engaged_at
+    row_number() over (partition by u order by occurred_at, seq)::bigint as n
 from once

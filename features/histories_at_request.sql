@@ -2,13 +2,7 @@
 -- before the request, those that had landed by then, each item at its latest place, without the `excluded`
 -- items; the last `length` of them, oldest first. Two neighbouring blocks hold all that is looked at.
 create or replace temp table prompted as
-with moments as (
-    select u, occurred_at, max(engaged_at) as engaged_by_then
-    from events
-    where engaged
-    group by u, occurred_at
-),
-placed as (
+with placed as (
     select
         asks.*,
         coalesce(moments.engaged_by_then, 0) as engaged_before,

@@ -4,8 +4,7 @@
 create or replace temp table engaged as
 select
     u,
-    (engaged_at - 1) // $look_back as block,
-    list((seq << 32) + i order by engaged_at) as entries
-from events
-where engaged
+    (place - 1) // $look_back as block,
+    list((seq << 32) + i order by place) as entries
+from taken
 group by u, block
