@@ -240,9 +240,12 @@ def _write(
     """Write beside ``out``, then take its place: a reader never finds half a codec."""
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
-    quantizer_hash = ItemEncoder(text_encoder, quantizer).save(staging / "quantizer")
-    codec = ScidCodec(item_ids, codes, sizes, quantizer_hash=quantizer_hash)
-    codec.save(staging)
-    shutil.rmtree(out, ignore_errors=True)
-    staging.rename(out)
+    try:
+        quantizer_hash = ItemEncoder(text_encoder, quantizer).save(staging / "quantizer")
+        codec = ScidCodec(item_ids, codes, sizes, quantizer_hash=quantizer_hash)
+        codec.save(staging)
+        shutil.rmtree(out, ignore_errors=True)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return ScidCodec.load(out)
