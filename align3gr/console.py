@@ -95,7 +95,10 @@ def run(app: typer.Typer, arguments: list[str] | None = None) -> int:
         exit_code = getattr(error, "exit_code", 1)
         cause = " ".join(str(error).split()) or type(error).__name__
         if not hasattr(error, "exit_code") and _disk_full(error):
-            cause = "no space is left on the disk: free some, then run the same command again"
+            cause = (
+                "no space is left on the disk, or a quota or limit on file sizes is reached: "
+                "free some, then run the same command again"
+            )
         elif not hasattr(error, "exit_code"):
             cause = f"{type(error).__name__}: {cause} (run again with --debug for the traceback)"
         say(f"align3gr: {cause}")
@@ -106,7 +109,8 @@ def _disk_full(error: BaseException | None) -> bool:
     """Whether a full disk, quota or size limit stands anywhere in the chain of causes."""
     while error is not None:
         full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if getattr(error, "errno", None) in full or "No space left on device" in str(error):
+        said = any(f"(os error {number})" in str(error) for number in full)  # libraries in Rust
+        if said or getattr(error, "errno", None) in full:
             return True
         error = error.__cause__ or error.__context__
     return False
