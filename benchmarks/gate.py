@@ -1,6 +1,6 @@
 """The gate against planted candidates: bad ones, and the reference against itself.
 
-    python benchmarks/gate.py [--json] [--planted 20] [--itself 20] [--users 500] [--items 500] [--seed 1]
+    python benchmarks/gate.py [--json] [--planted 20] [--itself 20] [--users 500] [--items 500] [--home DIR]
 
 Builds a real home directory from the demo's world: its old system's log, the base policy by tokenization and
 SFT, slates of that policy with reactions, a real round, slates of what then is the reference, and a second
@@ -173,10 +173,13 @@ class Gate:
 
     @classmethod
     def build(cls, home: Path, options: DemoOptions, tell: Callable[[str], None]) -> "Gate":
-        """World, base policy, feedback and two real rounds."""
+        """World, base policy, feedback and two real rounds; a home that has them is used as it is."""
         from trainer.rounds import start_round
 
         world = GateWorld(home, options)
+        done = world.workplace().rounds.all()[:2]
+        if len(done) == 2 and all(one.status == "finished" for one in done):
+            return cls(world.workplace(), *done)
         world.begin()
         tell("the base policy is trained")
         world.serve(1)
@@ -332,6 +335,7 @@ def main() -> None:
     arguments.add_argument("--planted", type=int, default=20)
     arguments.add_argument("--itself", type=int, default=20)
     arguments.add_argument("--jitter", type=int, default=5)
+    arguments.add_argument("--home", type=Path, help="keep the home directory here, and use it again")
     arguments.add_argument("--workers", type=int, default=1, help="processes that judge candidates")
     arguments.add_argument("--users", type=int, default=500)
     arguments.add_argument("--items", type=int, default=500)
@@ -342,7 +346,7 @@ def main() -> None:
         size = WorldSize(items=options.items, learners=options.users, evaluated=10)
         demo = DemoOptions(seed=options.seed, size=size, sft_epochs=5)
         facts = gate_facts(
-            Path(scratch) / "home",
+            options.home or Path(scratch) / "home",
             demo,
             options.planted,
             options.itself,
