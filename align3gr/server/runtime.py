@@ -112,6 +112,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = log.info) -> Non
             app, log_level=settings.server.log_level, access_log=False, timeout_graceful_shutdown=30
         )
         server = uvicorn.Server(config)
+        bound.listen(2048)  # who calls the address as soon as it is said waits, and is not refused
         ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         try:
             server.run(sockets=[bound])
