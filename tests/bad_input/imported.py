@@ -1,8 +1,8 @@
 """Imports what commands spend their first seconds on, once for all forks; see ``tests.bad_input.place``."""
 
 # ruff: noqa: F401
-import warnings
 
+import prometheus_client
 import transformers.models.llama.modeling_llama
 
 import align3gr.__main__
@@ -16,6 +16,6 @@ import policies.policy
 import trainer.rounds
 import trainer.sft.bootstrap
 import trainer.tokenization
+from features.online.repository import _feast
 
-with warnings.catch_warnings():  # Feast switches every library's warnings on; the product does the same
-    import feast
+_feast()  # after prometheus_client, as in the server: it decides at import where metrics are kept

@@ -8,12 +8,14 @@ What a case must not touch is compared as it lies on the disk: every row count, 
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -43,6 +45,32 @@ class Done:
             assert words in lines[0], (words, lines[0])
         assert "Traceback" not in self.out
         assert "--debug" not in lines[0], "an error that nobody foresaw"
+
+
+@dataclass
+class Running:
+    """A command at work in a fork."""
+
+    process: Any
+    out: Path
+    err: Path
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.process.is_alive())
+
+    def interrupt(self) -> "Running":
+        """Ctrl-C."""
+        os.kill(self.process.pid, signal.SIGINT)
+        return self
+
+    def end(self) -> Done:
+        """How it ended; killed when it does not."""
+        self.process.join(120)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        return Done(self.process.exitcode, self.out.read_text(), self.err.read_text())
 
 
 @dataclass
@@ -91,33 +119,20 @@ class Place:
         )
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """The same without waiting for its end."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "align3gr", *arguments],
-            cwd=self.folder,
-            env={**_environment(), **self.environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def in_fork(self, *arguments: str) -> Done:
-        """``align3gr ARGUMENTS`` in a fork of a process that has imported torch."""
+    def start(self, *arguments: str) -> "Running":
+        """``align3gr ARGUMENTS`` in a fork of a process that has imported torch, without waiting."""
         out, err = self.folder / ".out", self.folder / ".err"
+        for left in (out, err):
+            left.unlink(missing_ok=True)
         process = _forkserver().Process(
             target=_in_child, args=(self.folder, self.environment, list(arguments), out, err)
         )
         process.start()
-        process.join(120)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        done = Done(process.exitcode, out.read_text(), err.read_text())
-        out.unlink()
-        err.unlink()
-        return done
+        return Running(process, out, err)
+
+    def in_fork(self, *arguments: str) -> Done:
+        """The same, to its end."""
+        return self.start(*arguments).end()
 
     def counts(self) -> dict[str, int]:
         """Rows of the log and the catalogue; datasets, policies, ledger entries and rounds."""
