@@ -113,12 +113,16 @@ def test_a_schema_from_the_future_is_refused_before_anything_is_sent(empty: Plac
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments",
-    [["status"], ["recommend", "u"], ["round"], ["sft"], ["tokenize"], ["features", "follow"],
-     ["policy", "promote", "v9"], ["serve"], ["ingest"]],
-    ids=lambda arguments: arguments[0],
-)  # fmt: skip
-def test_no_library_says_a_word_on_the_way_to_an_error(empty: Place, arguments: list[str]) -> None:
-    """Started from nothing, imports and all."""
-    empty.file("align3gr.yaml", "kafkaa: {}\n")
-    empty.run(*arguments).refused(2, "kafkaa")
+    ("arguments", "says"),
+    [
+        pytest.param(["recommend", "user-000", "--device", "cuda:7"], "cuda:7", id="recommend"),
+        pytest.param(["round", "--resume", "r9999"], "r9999", id="round"),
+        pytest.param(["features", "show", "nobody"], "nobody", id="features"),
+        pytest.param(["sft", "--backbone", "none"], "none", id="sft"),
+        pytest.param(["codec", "encode", "nix"], "nix", id="codec"),
+        pytest.param(["serve", "--host", "0.0.0.0"], "server.api_key", id="serve"),
+    ],
+)
+def test_no_library_says_a_word_on_the_way_to_an_error(place: Place, arguments: list[str], says: str) -> None:
+    """Started from nothing: torch, transformers, Feast and all are imported on the way."""
+    place.run(*arguments).refused(2, says)
