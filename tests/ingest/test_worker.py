@@ -336,7 +336,9 @@ def test_an_ingest_process_ends_in_order_on_sigterm(kafka: KafkaSettings, tmp_pa
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        wait_until(lambda: (tmp_path / "log").exists() and len(raw_rows(tmp_path / "log")) == 200)
+        # The folder is there a moment before the table is.
+        table = tmp_path / "log" / "_delta_log" / "00000000000000000000.json"
+        wait_until(lambda: table.exists() and len(raw_rows(tmp_path / "log")) == 200)
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=30)
     finally:
