@@ -1,6 +1,7 @@
 """What every room's tests share: brokers."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,16 @@ import pytest
 from ingest.broker import Broker, embedded_broker, kafka_broker, kafka_home
 from ingest.settings import KafkaSettings
 from tests.brokers import KINDS, NEEDS_KAFKA, topics_on
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, and have the processes under test hear it.
+
+    A shell without job control starts what stands before ``&`` with SIGINT ignored, and whatever that starts
+    inherits it: run so, tests that interrupt a command would wait for ever.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
