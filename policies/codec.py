@@ -9,7 +9,9 @@ A codec directory::
     codec.json         format, sizes, user_sizes, quantizer_hash, item_map_hash, items (a count)
     items.json         item ids, index = row of codes
     codes.safetensors  codes int32 [n_items, L]
-    quantizer/         see policies.quantizer (absent for a codec whose items are all there will ever be)
+    quantizer/         see policies.quantizer (absent for a codec whose items are all there will ever be);
+                       quantizer/users: see policies.users (a codec with SCIDs for users)
+    vectors.safetensors  what users' SCIDs are made of, a row an item (a codec with SCIDs for users)
 """
 
 import hashlib
@@ -25,8 +27,10 @@ from numpy.typing import NDArray
 from .errors import CodecError, PolicyRefused
 from .quantizer import Codes, ItemEncoder
 from .text import directory_hash
+from .users import ItemVectors, UserEncoder
 
 FORMAT = 1
+_VECTORS = "vectors.safetensors"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -44,9 +48,13 @@ class ScidCodec:
         *,
         quantizer_hash: str,
         user_sizes: Sequence[int] = (),
+        vectors: ItemVectors | None = None,
         source: Path | None = None,
     ) -> None:
-        """``codes`` [n_items, L], ``sizes`` [L]; ``source``: the directory it was read from."""
+        """``codes`` [n_items, L], ``sizes`` [L]; ``source``: the directory it was read from.
+
+        ``user_sizes`` and ``vectors`` (a row an item) together, for a codec with SCIDs for users.
+        """
         self.item_ids: tuple[str, ...] = tuple(item_ids)
         self.codes: Codes = np.ascontiguousarray(codes, dtype=np.int32).reshape(
             len(self.item_ids), len(sizes)
@@ -54,6 +62,7 @@ class ScidCodec:
         self.sizes: tuple[int, ...] = tuple(int(size) for size in sizes)
         self.user_sizes: tuple[int, ...] = tuple(int(size) for size in user_sizes)
         self.quantizer_hash = quantizer_hash
+        self.vectors = vectors
         self.source = source
         self._check()
 
@@ -72,10 +81,12 @@ class ScidCodec:
 
     @cached_property
     def item_map_hash(self) -> str:
-        """sha256 over (item id, codes) in order."""
+        """sha256 over (item id, codes, vectors) in order."""
         digest = hashlib.sha256(json.dumps(self.sizes).encode())
         digest.update(self.codes.tobytes())
         digest.update(json.dumps(self.item_ids, ensure_ascii=False).encode())
+        if self.vectors is not None:
+            digest.update(self.vectors.as_bytes())
         return digest.hexdigest()
 
     def encode(self, item_id: str) -> tuple[int, ...]:
@@ -95,10 +106,41 @@ class ScidCodec:
             raise CodecError(f"no item has the SCID {tuple(codes)} in this codec")
         return self.item_ids[row]
 
-    def extend(self, item_ids: Sequence[str], codes: NDArray[np.integer]) -> "ScidCodec":
+    def encode_users(self, histories: Sequence[Sequence[str]]) -> Codes:
+        """Users' SCIDs, int32 [n, U], from item ids of histories, oldest first; unknown ones are left out.
+
+        U is 0 for a codec without SCIDs for users. Raises CodecError when the codec's user module is gone.
+        """
+        if not self.user_sizes:
+            return np.empty((len(histories), 0), dtype=np.int32)
+        rows = self.items
+        indexed = [
+            np.array([rows[item] for item in history if item in rows], dtype=np.int64)
+            for history in histories
+        ]
+        return self.encode_user_rows(indexed)
+
+    def encode_user_rows(self, histories: Sequence[NDArray[np.int64]]) -> Codes:
+        """``encode_users`` of histories given as rows of ``codes``."""
+        if self.vectors is None or not self.user_sizes:
+            return np.empty((len(histories), 0), dtype=np.int32)
+        return self._users.encode(self.vectors, histories)
+
+    @cached_property
+    def _users(self) -> UserEncoder:
+        if self.source is None or not self.can_grow:
+            raise CodecError(
+                "this codec holds no user module, so it cannot code users; fit one with `align3gr tokenize`"
+            )
+        return UserEncoder.load(self.source / "quantizer" / "users")
+
+    def extend(
+        self, item_ids: Sequence[str], codes: NDArray[np.integer], vectors: ItemVectors | None = None
+    ) -> "ScidCodec":
         """A codec with more items behind the ones it has; the quantizer, and so the policy, stays the same.
 
-        Raises CodecError when an item is known already or a new SCID is taken.
+        ``vectors``: of the new items, for a codec with SCIDs for users. Raises CodecError when an item is
+        known already, a new SCID is taken, or the vectors are missing.
         """
         known = [item_id for item_id in item_ids if item_id in self.items]
         if known:
@@ -106,18 +148,31 @@ class ScidCodec:
                 f"item {known[0]!r} has an SCID already; a codec only grows, it is never rewritten"
             )
         added = np.asarray(codes, dtype=np.int32).reshape(len(item_ids), self.levels)
+        longer = None
+        if self.vectors is not None:
+            if vectors is None:
+                raise CodecError("a codec with SCIDs for users needs the vectors of new items: use place()")
+            longer = self.vectors.joined(vectors)
         return ScidCodec(
             (*self.item_ids, *item_ids),
             np.concatenate([self.codes, added]),
             self.sizes,
             quantizer_hash=self.quantizer_hash,
             user_sizes=self.user_sizes,
+            vectors=longer,
             source=self.source,
         )
 
     def place(self, item_ids: Sequence[str], texts: Sequence[str]) -> "ScidCodec":
         """``extend`` with items known by their text alone, coded by this codec's own quantizer."""
-        return self.extend(item_ids, self.encoder().place(texts, self.sizes, self.codes))
+        encoder = self.encoder()
+        made = encoder.vectors(texts)
+        codes = encoder.quantizer.place(made, self.sizes, self.codes)
+        vectors = None
+        if self.vectors is not None:
+            width = encoder.quantizer.text_width
+            vectors = ItemVectors.of(made[:, :width], made[:, width:])
+        return self.extend(item_ids, codes, vectors)
 
     def grow(self, texts: Mapping[str, str]) -> "ScidCodec":
         """``place`` those of ``texts`` (item id -> text) that are new and say something; itself when none is.
@@ -149,6 +204,8 @@ class ScidCodec:
             shutil.copytree(self.source / "quantizer", directory / "quantizer", dirs_exist_ok=True)
         (directory / "items.json").write_text(json.dumps(self.item_ids, ensure_ascii=False), encoding="utf-8")
         save_file({"codes": self.codes}, directory / "codes.safetensors")
+        if self.vectors is not None:
+            self.vectors.save(directory / _VECTORS)
         facts = {
             "format": FORMAT,
             "sizes": self.sizes,
@@ -177,6 +234,7 @@ class ScidCodec:
                 facts["sizes"],
                 quantizer_hash=facts["quantizer_hash"],
                 user_sizes=facts["user_sizes"],
+                vectors=ItemVectors.load(directory / _VECTORS) if facts["user_sizes"] else None,
                 source=directory,
             )
             item_map_hash = facts["item_map_hash"]
@@ -231,6 +289,10 @@ class ScidCodec:
         if len(self.items) != len(self):
             twice = next(i for row, i in enumerate(self.item_ids) if self.items[i] != row)
             raise CodecError(f"item {twice!r} stands twice in the codec; give every item one id")
+        if bool(self.user_sizes) != (self.vectors is not None) or (
+            self.vectors is not None and len(self.vectors) != len(self)
+        ):
+            raise CodecError("a codec with SCIDs for users needs one vector an item, any other codec none")
         outside = (self.codes < 0) | (self.codes >= np.array(self.sizes))
         if outside.any():
             row = int(outside.any(axis=1).argmax())

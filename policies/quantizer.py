@@ -150,6 +150,29 @@ class Quantizer:
         (directory / "quantizer.json").write_text(json.dumps(facts), encoding="utf-8")
         save_file(tensors, directory / "quantizer.safetensors")
 
+    @classmethod
+    def load(cls, directory: Path) -> "Quantizer":
+        """Read what ``save`` wrote. Raises OSError, KeyError or ValueError for anything else."""
+        from safetensors.numpy import load_file
+
+        facts = json.loads((directory / "quantizer.json").read_text(encoding="utf-8"))
+        tensors = load_file(directory / "quantizer.safetensors")
+
+        def numbered(name: str) -> tuple[Vectors, ...]:
+            count = sum(key.startswith(f"{name}.") for key in tensors)
+            return tuple(tensors[f"{name}.{i}"] for i in range(count))
+
+        return cls(
+            codebooks=numbered("codebook"),
+            mean=tensors["mean"],
+            scale=tensors["scale"],
+            weights=numbered("weight"),
+            biases=numbered("bias"),
+            text_width=facts["text_width"],
+            bridge=tensors.get("bridge"),
+            kind=facts["kind"],
+        )
+
 
 @dataclass(frozen=True)
 class ItemEncoder:
@@ -160,12 +183,15 @@ class ItemEncoder:
 
     def encode(self, texts: Sequence[str]) -> Codes:
         """int32 [n, L] of items known by their text alone (not made unique)."""
-        return self.quantizer.encode(self.quantizer.vectors_of_text(self.text.encode(texts)))
+        return self.quantizer.encode(self.vectors(texts))
+
+    def vectors(self, texts: Sequence[str]) -> Vectors:
+        """[n, width] of items known by their text alone."""
+        return self.quantizer.vectors_of_text(self.text.encode(texts))
 
     def place(self, texts: Sequence[str], sizes: Sequence[int], taken: Codes) -> Codes:
         """int32 [n, L'] of new items known by their text alone, unique and none in ``taken``."""
-        vectors = self.quantizer.vectors_of_text(self.text.encode(texts))
-        return self.quantizer.place(vectors, sizes, taken)
+        return self.quantizer.place(self.vectors(texts), sizes, taken)
 
     def save(self, directory: Path) -> str:
         """Write both into ``directory``; returns the quantizer hash (``directory_hash``)."""
@@ -177,7 +203,7 @@ class ItemEncoder:
     def load(cls, directory: Path) -> "ItemEncoder":
         """Raises CodecError when a file is missing or unreadable."""
         try:
-            return cls(load_text_encoder(directory), _load_quantizer(directory))
+            return cls(load_text_encoder(directory), Quantizer.load(directory))
         except (OSError, KeyError, ValueError) as error:
             cause = " ".join(str(error).split())
             raise CodecError(
@@ -216,25 +242,3 @@ def _nearest_free(
         return None
 
     return descend((), latent)
-
-
-def _load_quantizer(directory: Path) -> Quantizer:
-    from safetensors.numpy import load_file
-
-    facts = json.loads((directory / "quantizer.json").read_text(encoding="utf-8"))
-    tensors = load_file(directory / "quantizer.safetensors")
-
-    def numbered(name: str) -> tuple[Vectors, ...]:
-        count = sum(key.startswith(f"{name}.") for key in tensors)
-        return tuple(tensors[f"{name}.{i}"] for i in range(count))
-
-    return Quantizer(
-        codebooks=numbered("codebook"),
-        mean=tensors["mean"],
-        scale=tensors["scale"],
-        weights=numbered("weight"),
-        biases=numbered("bias"),
-        text_width=facts["text_width"],
-        bridge=tensors.get("bridge"),
-        kind=facts["kind"],
-    )
