@@ -118,7 +118,7 @@ class UserEncoder:
         out = np.zeros((len(histories), items.text.shape[1] + items.behaviour.shape[1]), dtype=np.float32)
         for start in range(0, len(histories), CHUNK):
             rows = padded(histories[start : start + CHUNK])
-            out[start : start + CHUNK] = self._pooled(items, rows)
+            out[start : start + CHUNK] = pooled(items, self.attention, rows)
         return out
 
     def encode(self, items: ItemVectors, histories: Sequence[NDArray[np.int64]]) -> Codes:
@@ -156,22 +156,24 @@ class UserEncoder:
             cause = " ".join(str(error).split())
             raise CodecError(f"{directory} cannot be read: {cause}; restore it from a backup") from error
 
-    def _pooled(self, items: ItemVectors, rows: NDArray[np.int64]) -> Vectors:
-        there = rows >= 0
-        filled = (rows >= 0).any(axis=1, keepdims=True)
-        count = np.maximum(there.sum(axis=1, keepdims=True), 1).astype(np.float32)
-        mask = there[..., None].astype(np.float32)
-        semantic = (items.text[rows] * mask).sum(axis=1) / count
-        behaviours = items.behaviour[rows] * mask
-        if self.attention is None:
-            interest = behaviours.sum(axis=1) / count
-        else:
-            last = np.maximum(there.sum(axis=1) - 1, 0)
-            target = behaviours[np.arange(len(rows)), last]
-            weights = self.attention.weights(behaviours, target) * there
-            interest = (weights[..., None] * behaviours).sum(axis=1)
-        pooled = np.concatenate([semantic, interest], axis=1).astype(np.float32)
-        return np.asarray(pooled * filled, dtype=np.float32)
+
+def pooled(items: ItemVectors, attention: InterestAttention | None, rows: NDArray[np.int64]) -> Vectors:
+    """[n, t + d] of users with histories of item rows [n, H], the latest last, -1 behind short ones."""
+    there = rows >= 0
+    filled = there.any(axis=1, keepdims=True)
+    count = np.maximum(there.sum(axis=1, keepdims=True), 1).astype(np.float32)
+    mask = there[..., None].astype(np.float32)
+    semantic = (items.text[rows] * mask).sum(axis=1) / count
+    behaviours = items.behaviour[rows] * mask
+    if attention is None:
+        interest = behaviours.sum(axis=1) / count
+    else:
+        last = np.maximum(there.sum(axis=1) - 1, 0)
+        target = behaviours[np.arange(len(rows)), last]
+        weights = attention.weights(behaviours, target) * there
+        interest = (weights[..., None] * behaviours).sum(axis=1)
+    joined = np.concatenate([semantic, interest], axis=1)
+    return np.asarray(joined * filled, dtype=np.float32)
 
 
 def padded(histories: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
