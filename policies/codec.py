@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from .errors import CodecError, PolicyRefused
 from .quantizer import Codes, ItemEncoder
 from .text import directory_hash
-from .users import ItemVectors, UserEncoder
+from .users import Histories, ItemVectors, UserEncoder
 
 FORMAT = 1
 _VECTORS = "vectors.safetensors"
@@ -120,7 +120,7 @@ class ScidCodec:
         ]
         return self.encode_user_rows(indexed)
 
-    def encode_user_rows(self, histories: Sequence[NDArray[np.int64]]) -> Codes:
+    def encode_user_rows(self, histories: Histories) -> Codes:
         """``encode_users`` of histories given as rows of ``codes``."""
         if self.vectors is None or not self.user_sizes:
             return np.empty((len(histories), 0), dtype=np.int32)
@@ -132,7 +132,13 @@ class ScidCodec:
             raise CodecError(
                 "this codec holds no user module, so it cannot code users; fit one with `align3gr tokenize`"
             )
-        return UserEncoder.load(self.source / "quantizer" / "users")
+        encoder = UserEncoder.load(self.source / "quantizer" / "users")
+        if encoder.quantizer.sizes != self.user_sizes:
+            raise CodecError(
+                f"codec {self.source}: users' SCIDs are {self.user_sizes} by codec.json and "
+                f"{encoder.quantizer.sizes} by its user module; restore both together"
+            )
+        return encoder
 
     def extend(
         self, item_ids: Sequence[str], codes: NDArray[np.integer], vectors: ItemVectors | None = None
