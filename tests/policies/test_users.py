@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,19 @@ from hypothesis import strategies as st
 from features.errors import BadInput
 from policies.codec import ScidCodec
 from policies.errors import CodecError, PolicyRefused
+from policies.policy import Policy, UserContext
 from policies.prompt import HISTORY, PromptTokens, prompt_ids, prompts_ids
 from policies.users import MAX_HISTORY, InterestAttention, ItemVectors, UserEncoder
-from tests.policies.factory import item_ids, tiny_codec, tiny_tokenizer, tiny_user_codec, tiny_user_encoder
+from tests.policies.factory import (
+    item_ids,
+    tiny_codec,
+    tiny_tokenizer,
+    tiny_user_codec,
+    tiny_user_encoder,
+    write_tiny_adapter,
+    write_tiny_policy,
+)
+from tests.policies.test_decoding import exhaustive, users
 
 ITEMS = 40
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=25), min_size=1, max_size=12)
@@ -225,6 +236,86 @@ def test_a_codec_without_scids_for_users_makes_the_prompt_it_always_made(
 def test_a_tokenizer_without_the_users_tokens_is_refused(codec: ScidCodec) -> None:
     with pytest.raises(PolicyRefused, match="no token <ua_0>"):
         PromptTokens(tiny_tokenizer(tiny_codec(200)), codec)
+
+
+# A policy
+
+
+@pytest.fixture(scope="module")
+def policies(codec: ScidCodec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("policies")
+    write_tiny_policy(folder / "v1", codec=codec)
+    write_tiny_adapter(folder / "v2", folder / "v1")
+    return folder
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_a_policy_recommends_by_the_prompt_with_the_users_scid(policies: Path, version: str) -> None:
+    policy = Policy.load(policies / version)
+    asked = [*users(12, seen=20), UserContext("new")]
+    lists = policy.recommend(asked, 10, beam=200)
+    for user, listed in zip(asked[:-1], lists[:-1], strict=True):
+        scores = {name: s for name, s in exhaustive(policy, user).items() if name not in user.seen}
+        # fp32 on log-probabilities of order 10, summed in another order.
+        assert [one.score for one in listed] == pytest.approx(sorted(scores.values())[:-11:-1], abs=1e-4)
+        assert all(scores[one.item_id] == pytest.approx(one.score, abs=1e-4) for one in listed)
+    assert {one.source for one in lists[-1]} == {"popularity"}
+    alone = [policy.recommend([user], 10, beam=200)[0] for user in asked]
+    assert [[one.item_id for one in listed] for listed in alone] == [
+        [one.item_id for one in listed] for listed in lists
+    ]
+
+
+def test_the_users_scid_is_read_by_the_model(policies: Path) -> None:
+    policy = Policy.load(policies / "v1")
+    user = UserContext("u", ("item-003", "item-007"))
+    before = exhaustive(policy, user)
+    tokens = policy.tokens
+    there = tokens.users([tokens.rows(user.history)])
+    tokens.user_levels = tuple(np.roll(level, 1) for level in tokens.user_levels)
+    assert (tokens.users([tokens.rows(user.history)]) != there).all()
+    assert max(abs(exhaustive(policy, user)[item] - score) for item, score in before.items()) > 0.1
+
+
+def test_a_policy_samples_whole_slates_that_depend_on_seed_and_user_alone(policies: Path) -> None:
+    policy = Policy.load(policies / "v1")
+    asked = users(8, seen=20)
+    slates = policy.sample(asked, 10, seed=3)
+    for user, slate in zip(asked, slates, strict=True):
+        names = [one.item_id for one in slate]
+        assert len(set(names)) == 10
+        assert not set(names) & user.seen
+        assert all(one.propensity is not None and 0 < one.propensity <= 1 for one in slate)
+        assert [one.item_id for one in policy.sample([user], 10, seed=3)[0]] == names
+
+
+def test_a_policy_takes_items_that_came_after_it_into_prompts_and_lists(policies: Path) -> None:
+    parent = Policy.load(policies / "v1")
+    policy = Policy.load(policies / "v1", codec=parent.codec.grow({"brand-new": "red lamp"}))
+    listed = policy.recommend([UserContext("u", ("brand-new", "item-003"))], 201, beam=201)[0]
+    assert "brand-new" in {one.item_id for one in listed}
+
+
+def test_a_loaded_policy_needs_its_files_no_more(policies: Path, tmp_path: Path) -> None:
+    shutil.copytree(policies / "v1", tmp_path / "v1")
+    policy = Policy.load(tmp_path / "v1")
+    shutil.rmtree(tmp_path / "v1")
+    assert len(policy.recommend([UserContext("u", ("item-003",))], 5)[0]) == 5
+
+
+def test_a_model_that_does_not_embed_the_users_tokens_is_refused(codec: ScidCodec, tokenizer: Any) -> None:
+    embeddings = SimpleNamespace(weight=np.empty((PromptTokens(tokenizer, codec).highest, 4)))
+    with pytest.raises(PolicyRefused, match="the model embeds"):
+        Policy(
+            SimpleNamespace(version="v1"),  # type: ignore[arg-type]
+            model=SimpleNamespace(
+                parameters=lambda: iter([SimpleNamespace(device="cpu")]),
+                get_input_embeddings=lambda: embeddings,
+            ),
+            tokenizer=tokenizer,
+            codec=codec,
+            popularity=[],
+        )
 
 
 # Damage
