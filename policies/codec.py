@@ -264,7 +264,7 @@ class ScidCodec:
         """Refuse another tokenizer under a policy: its tokens would mean other items.
 
         Re-tokenizing under a frozen recommender is published to collapse it.
-        Raises PolicyRefused when quantizer, sizes or the SCID of a shared item differ.
+        Raises PolicyRefused when quantizer, sizes, or the SCID or the vectors of a shared item differ.
         """
         way_out = "train a base policy on the new codec with `align3gr sft`"
         if (self.quantizer_hash, self.sizes, self.user_sizes) != (
@@ -277,8 +277,10 @@ class ScidCodec:
                 f"this codec is {other.quantizer_hash[:12]} {other.sizes}; {way_out}"
             )
         shared = min(len(self), len(other))
-        if self.item_ids[:shared] != other.item_ids[:shared] or not np.array_equal(
-            self.codes[:shared], other.codes[:shared]
+        if (
+            self.item_ids[:shared] != other.item_ids[:shared]
+            or not np.array_equal(self.codes[:shared], other.codes[:shared])
+            or not _same_vectors(self.vectors, other.vectors, shared)
         ):
             raise PolicyRefused(
                 "codec mismatch: neither item map continues the other, though the quantizer is the same; "
@@ -315,6 +317,15 @@ class ScidCodec:
                 f"items {left!r} and {right!r} share the SCID {self.codes[order[at]].tolist()}; "
                 "resolve collisions before making a codec"
             )
+
+
+def _same_vectors(one: ItemVectors | None, other: ItemVectors | None, count: int) -> bool:
+    """Whether the first ``count`` items mean the same to users' SCIDs."""
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one.text[:count], other.text[:count]) and np.array_equal(
+        one.behaviour[:count], other.behaviour[:count]
+    )
 
 
 def scid_tokens(sizes: Sequence[int]) -> list[str]:

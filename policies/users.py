@@ -37,12 +37,21 @@ Histories = Sequence[NDArray[np.int64]] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """What the users' side needs of every item of a codec, in the codec's order; float16 on disk."""
+    """What the users' side needs of every item of a codec, in the codec's order; float16 on disk.
+
+    Raises CodecError for a value that is no number, or too large for float16: every user with that item in
+    the history would have no SCID.
+    """
 
     text: Vectors
     """[n_items, t]"""
     behaviour: Vectors
     """[n_items, d]; predicted from the text for an item nobody met."""
+
+    def __post_init__(self) -> None:
+        # A sum of float16 values fits float32, and is no number when one of them is none.
+        if not np.isfinite(self.text.sum()) or not np.isfinite(self.behaviour.sum()):
+            raise CodecError("the vector of an item holds a value that is not a number; fit the codec again")
 
     def __len__(self) -> int:
         return len(self.text)
@@ -190,7 +199,8 @@ def padded(histories: Histories) -> NDArray[np.int64]:
 
 
 def _half(values: Vectors) -> NDArray[np.float16]:
-    return np.ascontiguousarray(values, dtype=np.float16)
+    with np.errstate(over="ignore"):  # infinite then, and refused
+        return np.ascontiguousarray(values, dtype=np.float16)
 
 
 def _rounded(values: Vectors) -> Vectors:

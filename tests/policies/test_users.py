@@ -151,6 +151,27 @@ def test_a_saved_codec_codes_users_as_before(tmp_path: Path) -> None:
     copy.require_same_quantizer(codec)
 
 
+def test_items_that_mean_something_else_to_users_are_no_continuation(tmp_path: Path) -> None:
+    codec = tiny_user_codec(tmp_path)
+    assert codec.vectors is not None
+    moved = ItemVectors.of(codec.vectors.text, codec.vectors.behaviour + 1)
+    other = ScidCodec(
+        codec.item_ids, codec.codes, codec.sizes, quantizer_hash=codec.quantizer_hash,
+        user_sizes=codec.user_sizes, vectors=moved, source=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(PolicyRefused, match="neither item map continues the other"):
+        codec.require_same_quantizer(other)
+    codec.require_same_quantizer(codec.grow({"new": "red lamp"}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_a_vector_that_float16_cannot_hold_is_refused(value: float) -> None:
+    text, behaviour = np.zeros((3, 6), np.float32), np.zeros((3, 4), np.float32)
+    behaviour[1, 2] = value
+    with pytest.raises(CodecError, match="not a number"):
+        ItemVectors.of(text, behaviour)
+
+
 # Growing
 
 
