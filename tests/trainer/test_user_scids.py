@@ -26,10 +26,12 @@ from tests.policies.factory import (
     write_tiny_policy,
 )
 from tests.trainer import small_world
+from tests.trainer.test_stage import EASY, SETTINGS, a_run, preference_table
 from trainer.errors import TrainerError
 from trainer.evaluation import log_probs
 from trainer.newcomers import grow_codec, grown_codec
 from trainer.preference.samples import encode_samples
+from trainer.preference.stage import run_stage
 from trainer.settings import SftSettings
 from trainer.sft.base_policy import index_histories, run_key, token_map, train_sft
 from trainer.sft.data import TokenMap, branches_of, tree_batch, windows_of
@@ -319,6 +321,16 @@ def test_preference_samples_hold_the_users_and_their_fingerprint_moves_with_them
     assert moved.fingerprint != samples.fingerprint
     empty = encode_samples(table.slice(0, 0), tokens, 20)
     assert empty.prompts == []
+
+
+def test_a_stage_learns_behind_prompts_with_the_user(codec_dir: Path, tmp_path: Path) -> None:
+    write_tiny_policy(tmp_path / "v1", codec=ScidCodec.load(codec_dir))
+    run = a_run(tmp_path / "easy", tmp_path)
+    result = run_stage(tmp_path / "v1", preference_table(60), EASY, SETTINGS, run)
+    assert result.last["loss"] < 0.7 * result.first["loss"]
+    policy = Policy.load(result.policy, policies=tmp_path)
+    assert policy.codec.user_sizes == (4, 5, 3)
+    assert len(policy.recommend([UserContext("u", ("item-001",))], 5)[0]) == 5
 
 
 def test_items_are_scored_behind_the_prompt_with_the_user(codec_dir: Path, tmp_path: Path) -> None:
