@@ -3,11 +3,11 @@
     python benchmarks/alignment.py beauty/ [--json] [--batches 4] [--batch 1024] [--threads 1]
 
 Both train the same SC encoders from the same weights, one pair of each user an epoch. *Ours* masks what
-users met with one table a batch. *Loop* goes over the batch sample by sample, as the released code does: it collects
-the items that the sample's user did not interact with, scores them and adds up the loss. The loop's epoch is
-extrapolated from ``--batches`` batches; ours is the same batches and, beside it, a whole epoch. The losses of
-the first batch must agree to 1e-4. ``--json``: the last line is one object [ratio, ratio_cpu, epoch_s,
-loop_epoch_s, pairs, batch, loss_difference].
+users met with one table a batch. *Loop* goes over the batch sample by sample, as the released code does: it
+collects the items that the sample's user did not interact with, scores them and adds up the loss. The loop's
+epoch is extrapolated from ``--batches`` batches; ours is the same batches and, beside it, a whole epoch. The
+losses of the first batch must agree to 1e-4. ``--json``: the last line is one object [ratio, ratio_cpu,
+epoch_s, loop_epoch_s, pairs, batch, loss_difference].
 """
 
 import argparse
