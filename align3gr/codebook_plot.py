@@ -143,7 +143,8 @@ def _colours(meanings: Sequence[CodeMeaning]) -> dict[str | None, str]:
         if one.category is not None:
             items[one.category] += one.items
     ordered = sorted(items, key=lambda label: (-items[label], label))[:COLOURED]
-    return {label: to_hex(colormaps["tab10"](number)) for number, label in enumerate(ordered)}
+    colours = [to_hex(colormaps["tab10"](number)) for number in range(10) if number != 7]  # 7 is grey
+    return dict(zip(ordered, colours, strict=False))
 
 
 def _two_dimensions(book: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -100,7 +100,7 @@ def together_lift(
     prefixes = _prefixes(codes, depth)
     members = _members(prefixes)
     pairs = sparse.coo_matrix(met)
-    kept = (pairs.data > 0) & (pairs.row != pairs.col)
+    kept = (pairs.data > 0) & (pairs.row < pairs.col)  # symmetric: each pair once
     row, column = pairs.row[kept], pairs.col[kept]
     ones = np.ones(len(row))
     known = sparse.csr_matrix((ones, (row, column)), shape=(n, n))
@@ -112,9 +112,9 @@ def together_lift(
         own = (weights**2).sum(axis=0)
         return np.stack(
             [
-                (weights * (same @ weights)).sum(axis=0),
+                2 * (weights * (same @ weights)).sum(axis=0),
                 ((members @ weights) ** 2).sum(axis=0) - own,
-                (weights * (known @ weights)).sum(axis=0),
+                2 * (weights * (known @ weights)).sum(axis=0),
                 weights.sum(axis=0) ** 2 - own,
             ],
             axis=1,
