@@ -1,6 +1,5 @@
 """Commands: codec show, quality, encode, decode: how ids map back to items, and how good they are."""
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +33,12 @@ def show(
     The drawing has the use of every code a level, and the first level's codes in two dimensions, each named
     by the category most of its items have.
     """
+    from align3gr.codec_quality import catalogue_rows, fitted_report, leaf_category
     from trainer.tokenization.quality import ambiguous_items, codebook_perplexity, codebook_use
 
     settings = settings_of(context)
     where, found = _codec(settings, policy)
-    fitted = _report(settings, where, found)
+    fitted = fitted_report(settings, where, found)
     facts: dict[str, Any] = {
         "codec": str(where),
         "items": len(found),
@@ -50,16 +50,18 @@ def show(
         "perplexity": [round(value, 1) for value in codebook_perplexity(found.codes)],
         "text_encoder": found.encoder().text.kind if found.can_grow else None,
         "method": found.encoder().quantizer.kind if found.can_grow else None,
+        "collaborative": fitted.get("collaborative"),
+        "aligned": fitted.get("aligned"),
         "quantizer_hash": found.quantizer_hash,
         "item_map_hash": found.item_map_hash,
     }
     if plot is not None:
         from align3gr.codebook_plot import plot_codebooks
 
-        rows = _rows(settings)
+        rows = catalogue_rows(settings)
         plot_codebooks(
             found,
-            [_leaf(rows.get(item)) for item in found.item_ids],
+            [leaf_category(rows.get(item)) for item in found.item_ids],
             [(rows.get(item) or {}).get("title") or item for item in found.item_ids],
             plot,
         )
@@ -75,24 +77,12 @@ def quality(context: typer.Context, policy: str | None = PolicyOption, as_json: 
     (the catalogue's last), or were met by one user; for items that came after the fit, how often they share
     the category of the items they lie among. With a 95% bootstrap interval.
     """
-    from trainer.tokenization.quality import ambiguous_items, codebook_perplexity, codebook_use
+    from align3gr.codec_quality import quality_facts, quality_text
 
     settings = settings_of(context)
     where, found = _codec(settings, policy)
-    fitted = _report(settings, where, found)
-    facts: dict[str, Any] = {
-        "items": len(found),
-        "ambiguous": ambiguous_items(found.codes),
-        "collision_rate": fitted.get("collision_rate"),
-        "use": list(codebook_use(found.codes, found.sizes)),
-        "perplexity": list(codebook_perplexity(found.codes)),
-        "users": _users_facts(found, fitted),
-        "auc": fitted.get("auc"),
-        "recall_at_10": fitted.get("recall_at_10"),
-        "switched_at": fitted.get("switched_at"),
-        "lifts": _lifts(settings, found, int(fitted.get("items", len(found)))),
-    }
-    emit(facts, as_json, lambda: _quality_text(facts, found))
+    facts = quality_facts(settings, where, found)
+    emit(facts, as_json, lambda: quality_text(facts, found))
 
 
 @codec.command("encode")
@@ -197,103 +187,6 @@ def _codec(settings: "Settings", policy: str | None) -> "tuple[Path, ScidCodec]"
     return path / "codec", found
 
 
-def _report(settings: "Settings", where: Path, found: "ScidCodec") -> dict[str, Any]:
-    """What the fit of this codec reported; a policy's codec carries none, so the fitted one's when it is the
-    same quantizer. Empty where there is none."""
-    from trainer.tokenization.fitting import REPORT
-
-    for directory in (where, settings.home / "codec"):
-        if (directory / REPORT).is_file():
-            fitted: dict[str, Any] = json.loads((directory / REPORT).read_text(encoding="utf-8"))
-            if fitted.get("quantizer_hash") == found.quantizer_hash:
-                return fitted
-    return {}
-
-
-def _users_facts(found: "ScidCodec", fitted: dict[str, Any]) -> dict[str, Any] | None:
-    """What the fit reported of the users' side; none for a codec without SCIDs for users."""
-    if not found.user_sizes:
-        return None
-    return {
-        "sizes": list(found.user_sizes),
-        "users": fitted.get("users"),
-        "sharing": fitted.get("users_sharing"),
-        "use": fitted.get("user_use"),
-        "perplexity": fitted.get("user_perplexity"),
-        "codes_distinct": fitted.get("user_codes_distinct"),
-    }
-
-
-def _lifts(settings: "Settings", found: "ScidCodec", fitted_items: int) -> dict[str, list[dict[str, float]]]:
-    """Lifts of depths 1 .. L - 1 by name, empty where there is nothing to compare with.
-
-    Items behind the first ``fitted_items`` rows came after the fit, coded by their text alone.
-    """
-    import numpy as np
-
-    from trainer.tokenization.quality import category_lift, met_together, new_item_lift, together_lift
-
-    rows = _rows(settings)
-    categories = [_leaf(rows.get(item)) for item in found.item_ids]
-    depths = range(1, found.levels)
-    lifts: dict[str, list[dict[str, float]]] = {"category": [], "together": [], "new_items": []}
-    if any(label is not None for label in categories):
-        lifts["category"] = [
-            category_lift(found.codes, categories, depth=depth).as_dict() for depth in depths
-        ]
-        fitted, fresh = found.codes[:fitted_items], found.codes[fitted_items:]
-        if len(fresh):
-            lifts["new_items"] = [
-                new_item_lift(
-                    fitted, categories[:fitted_items], fresh, categories[fitted_items:], depth=depth
-                ).as_dict()
-                for depth in depths
-            ]
-    histories = _histories(settings)
-    if histories:
-        index = found.items
-        met = met_together(
-            [np.array([index[item] for item in one if item in index], dtype=np.int64) for one in histories],
-            len(found),
-        )
-        lifts["together"] = [together_lift(found.codes, met, depth=depth).as_dict() for depth in depths]
-    return lifts
-
-
-def _quality_text(facts: dict[str, Any], found: "ScidCodec") -> str:
-    unresolved = facts["collision_rate"]
-    lines = [
-        f"{facts['items']} items, {facts['ambiguous']} ambiguous, "
-        + ("" if unresolved is None else f"{unresolved:.1%} shared an SCID before resolution, ")
-        + f"levels {found.sizes}"
-    ]
-    for level, (use, perplexity) in enumerate(zip(facts["use"], facts["perplexity"], strict=True), start=1):
-        lines.append(f"level {level}: {use:.1%} of the codes used, perplexity {perplexity:.1f}")
-    users = facts["users"]
-    if users is not None and users["users"] is not None:
-        sharing = "" if users["sharing"] is None else f", {users['sharing']:.1%} share an SCID with another"
-        lines.append(f"{users['users']} users coded{sharing}")
-        for level, (use, perplexity) in enumerate(
-            zip(users["use"] or (), users["perplexity"] or (), strict=True), start=1
-        ):
-            lines.append(f"users, level {level}: {use:.1%} of the codes used, perplexity {perplexity:.1f}")
-    for name in ("auc", "recall_at_10"):
-        if facts[name]:
-            lines.append(f"{name}: " + ", ".join(f"{key} {value:.4f}" for key, value in facts[name].items()))
-    what = {
-        "category": "share their category",
-        "together": "were met by one user",
-        "new_items": "of a new item and one it lies among share their category",
-    }
-    for kind, words in what.items():
-        lines += [
-            f"same first {one['depth']}: {one['share']:.2%} of {one['pairs']} pairs {words} "
-            f"({one['permuted']:.2%} permuted, {one['lift']:.1f}x, {one['low']:.1f} to {one['high']:.1f})"
-            for one in facts["lifts"][kind]
-        ]
-    return "\n".join(lines)
-
-
 def _item_facts(found: "ScidCodec", item: str, titles: dict[str, str]) -> dict[str, Any]:
     scid = found.encode(item)
     return {
@@ -360,37 +253,10 @@ def _below(found: "ScidCodec", prefix: tuple[int, ...], titles: dict[str, str], 
     }
 
 
-def _rows(settings: "Settings") -> dict[str, dict[str, Any]]:
-    """The catalogue's rows by item id, delisted items too; none where there is no catalogue."""
-    from features.catalogue import Catalogue, CatalogueMissing
-
-    try:
-        items = Catalogue.open(settings.home / "catalogue", create=False).items(listed_only=False)
-    except CatalogueMissing:
-        return {}
-    return {row["item_id"]: row for row in items.select(["item_id", "title", "categories"]).to_pylist()}
-
-
 def _titles(settings: "Settings") -> dict[str, str]:
-    return {item: row["title"] for item, row in _rows(settings).items()}
+    from align3gr.codec_quality import catalogue_rows
 
-
-def _leaf(row: dict[str, Any] | None) -> str | None:
-    """The last category of a catalogue row: the narrowest."""
-    categories = (row or {}).get("categories") or ()
-    return categories[-1] if categories else None
-
-
-def _histories(settings: "Settings") -> list[list[str]]:
-    """Every user's history in the log; none where there is no log."""
-    from features.catalogue import CatalogueMissing
-    from trainer.errors import CannotTrain
-    from trainer.training_input import read_training_input
-
-    try:
-        return read_training_input(settings.home, settings.features, need_feedback=False).histories
-    except (CatalogueMissing, CannotTrain):
-        return []
+    return {item: row["title"] for item, row in catalogue_rows(settings).items()}
 
 
 def _neighbours(found: "ScidCodec", item: str, most: int = 5) -> list[tuple[str, int]]:
