@@ -47,7 +47,7 @@ def tokens(codec: ScidCodec) -> PromptTokens:
 def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("codec") / "codec"
-    wanted = TokenizationSettings(hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
+    wanted = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
     fit_codec(small_world.items(), small_world.histories(), wanted, out)
     return out
 
@@ -282,7 +282,7 @@ def test_the_same_input_gives_the_same_policy(codec_dir: Path, tmp_path: Path) -
 
 
 def test_three_items_and_one_user_are_enough(tmp_path: Path) -> None:
-    wanted = TokenizationSettings(hidden=(8,), code_dimension=4, steps=20)
+    wanted = TokenizationSettings(users=False, hidden=(8,), code_dimension=4, steps=20)
     histories = [["item-000", "item-001", "item-002"]]
     fit_codec(small_world.items(3), histories, wanted, tmp_path / "codec")
     report = train_sft(tmp_path / "codec", histories, QUICK, tmp_path / "policy")

@@ -136,7 +136,7 @@ def test_a_taught_step_may_be_split(codec: ScidCodec, tokens: PromptTokens) -> N
 
 
 def test_a_taught_policy_trains_end_to_end(tmp_path: Path) -> None:
-    small = TokenizationSettings(hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
+    small = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
     fit_codec(small_world.items(), small_world.histories(), small, tmp_path / "codec")
     wanted = QUICK.model_copy(update={"teacher_weight": 0.5})
     report = train_sft(tmp_path / "codec", small_world.histories(24), wanted, tmp_path / "policy")
