@@ -36,8 +36,8 @@ def quality_facts(settings: "Settings", where: Path, found: "ScidCodec") -> dict
         "use": list(codebook_use(found.codes, found.sizes)),
         "perplexity": list(codebook_perplexity(found.codes)),
         "users": _users_facts(found, fitted),
-        "auc": fitted.get("auc"),
-        "recall_at_10": fitted.get("recall_at_10"),
+        "auc": fitted.get("auc") or None,
+        "recall_at_10": fitted.get("recall_at_10") or None,
         "switched_at": fitted.get("switched_at"),
         "lifts": _lifts(settings, found, int(fitted.get("items", len(found)))),
     }

@@ -187,11 +187,17 @@ def test_a_sentence_encoder_gives_the_librarys_own_vectors(sentence_directory: P
 def test_a_catalogue_is_tokenized_with_a_sentence_encoder(sentence_directory: Path, tmp_path: Path) -> None:
     from policies.codec import ScidCodec
     from tests.trainer import small_world
-    from trainer.settings import TokenizationSettings
+    from trainer.settings import AlignmentSettings, CollaborativeSettings, TokenizationSettings
     from trainer.tokenization import fit_codec
 
     wanted = TokenizationSettings(
-        text_encoder=sentence_directory, hidden=(32,), code_dimension=8, steps=20, batch_size=64
+        text_encoder=sentence_directory,
+        collaborative=CollaborativeSettings(method="ppmi"),
+        alignment=AlignmentSettings(method="none"),
+        hidden=(32,),
+        code_dimension=8,
+        steps=20,
+        batch_size=64,
     )
     report = fit_codec(small_world.items(), small_world.histories(), wanted, tmp_path / "codec")
     assert (report.items, report.text_encoder) == (60, "sentence")
