@@ -15,8 +15,9 @@ A quantizer directory::
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,12 @@ class ItemEncoder:
     def encode(self, texts: Sequence[str]) -> Codes:
         """int32 [n, L] of items known by their text alone (not made unique)."""
         return self.quantizer.encode(self.vectors(texts))
+
+    def stream(self, texts: Iterable[str], *, chunk: int = 8_192) -> Iterator[Codes]:
+        """``encode`` of any number of texts in bounded memory: int32 [chunk, L] after each ``chunk``."""
+        remaining = iter(texts)
+        while batch := list(islice(remaining, chunk)):
+            yield self.encode(batch)
 
     def vectors(self, texts: Sequence[str]) -> Vectors:
         """[n, width] of items known by their text alone."""

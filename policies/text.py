@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,9 @@ Vectors = NDArray[np.float32]
 MAX_TEXT = 20_000
 """Characters of an item's text that are read; the rest of a longer one adds nothing to its meaning."""
 
+_AT_ONCE = 256
+"""Texts whose terms are weighed together: as large as their vectors fit a processor's cache."""
+
 
 class TextEncoder(Protocol):
     """Text to vectors; frozen once saved."""
@@ -30,6 +33,11 @@ class TextEncoder(Protocol):
     @property
     def kind(self) -> str:
         """ "tfidf-svd" or "sentence"."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Names what ``encode`` computes, so that it can be kept; none where every fit makes another."""
         ...
 
     @property
@@ -62,6 +70,7 @@ class TfidfEncoder:
     """[V, width]"""
     ngrams: int = 1
     kind: str = field(default="tfidf-svd", init=False)
+    fingerprint: None = field(default=None, init=False)
 
     @property
     def width(self) -> int:
@@ -71,18 +80,8 @@ class TfidfEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), width], rows of length 1 (or 0)."""
         out = np.zeros((len(texts), self.width), dtype=np.float32)
-        for row, text in enumerate(texts):
-            counts = Counter(
-                self.vocabulary[term] for term in terms(text, self.ngrams) if term in self.vocabulary
-            )
-            if not counts:
-                continue
-            index = np.fromiter(counts.keys(), dtype=np.int64)
-            weight = (1 + np.log(np.fromiter(counts.values(), dtype=np.float64))) * self.idf[index]
-            weight /= np.linalg.norm(weight)
-            out[row] = weight.astype(np.float32) @ self.components[index]
-        norms = np.linalg.norm(out, axis=1, keepdims=True)
-        np.divide(out, norms, out=out, where=norms > 0)
+        for start in range(0, len(texts), _AT_ONCE):
+            self._encode_into(out[start : start + _AT_ONCE], texts[start : start + _AT_ONCE])
         return out
 
     def save(self, directory: Path) -> None:
@@ -97,13 +96,35 @@ class TfidfEncoder:
             {"idf": plain(self.idf), "components": plain(self.components)}, directory / "text.safetensors"
         )
 
+    def _encode_into(self, out: Vectors, texts: Sequence[str]) -> None:
+        """Fill [len(texts), width] of zeros. All texts as one sorted list of (row, term), without a loop over
+        terms; dividing by the weights' own length first would be undone by the last line."""
+        of = self.vocabulary.get
+        found = [
+            [row for term in terms(text, self.ngrams) if (row := of(term)) is not None] for text in texts
+        ]
+        row_of = np.repeat(np.arange(len(texts)), [len(one) for one in found])
+        size = len(self.vocabulary)
+        keys = row_of * size + np.array(list(itertools.chain.from_iterable(found)), dtype=np.int64)
+        if len(keys) == 0:
+            return
+        keys.sort()
+        first = np.flatnonzero(np.diff(keys, prepend=-1))
+        counts = np.diff(first, append=len(keys))
+        rows, term = np.divmod(keys[first], size)
+        weight = ((1 + np.log(counts)) * self.idf[term]).astype(np.float32)
+        starts = np.flatnonzero(np.diff(rows, prepend=-1))
+        sums = np.add.reduceat(self.components[term] * weight[:, None], starts)
+        norms = np.linalg.norm(sums, axis=1, keepdims=True)
+        out[rows[starts]] = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
+
 
 @dataclass(frozen=True)
 class SentenceEncoder:
     """A local sentence-transformers directory, named and fingerprinted, not copied.
 
     The directory must be where it was when the codec was fitted, with the same bytes; ``encode`` refuses
-    anything else.
+    anything else. A process reads and checks it once.
     """
 
     directory: Path
@@ -116,7 +137,7 @@ class SentenceEncoder:
     def open(cls, directory: Path) -> "SentenceEncoder":
         """Name a directory that holds a sentence-transformers model. Raises CodecError when it does not."""
         model = _sentence_model(directory)
-        return cls(directory, directory_hash(directory), int(model.get_sentence_embedding_dimension()))
+        return cls(directory, directory_hash(directory), int(model.get_embedding_dimension()))
 
     @property
     def width(self) -> int:
@@ -125,16 +146,7 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """float32 [len(texts), width], rows of length 1."""
-        if not self.directory.is_dir():
-            raise CodecError(
-                f"the sentence encoder {self.directory} of this codec is gone; put it back to code new items"
-            )
-        if directory_hash(self.directory) != self.fingerprint:
-            raise CodecError(
-                f"the sentence encoder {self.directory} changed since the codec was fitted; "
-                "restore it, or fit a new codec with `align3gr tokenize`"
-            )
-        model = _sentence_model(self.directory)
+        model = _verified_model(self.directory, self.fingerprint)
         vectors = model.encode(
             [text[:MAX_TEXT] for text in texts], normalize_embeddings=True, show_progress_bar=False
         )
@@ -182,6 +194,21 @@ def directory_hash(directory: Path) -> str:
             inner = hashlib.file_digest(handle, "sha256").hexdigest()
         digest.update(f"{file.relative_to(directory).as_posix()}\0{inner}\n".encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _verified_model(directory: Path, fingerprint: str) -> Any:
+    """The model of ``directory``, its bytes checked before it is read."""
+    if not directory.is_dir():
+        raise CodecError(
+            f"the sentence encoder {directory} of this codec is gone; put it back to code new items"
+        )
+    if directory_hash(directory) != fingerprint:
+        raise CodecError(
+            f"the sentence encoder {directory} changed since the codec was fitted; "
+            "restore it, or fit a new codec with `align3gr tokenize`"
+        )
+    return _sentence_model(directory)
 
 
 def _sentence_model(directory: Path) -> Any:

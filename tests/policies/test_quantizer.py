@@ -1,5 +1,6 @@
 """The inference half of the tokenizer: text in, codes out, the same after a save, unique when placed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,30 @@ def test_text_vectors_equal_those_of_scikit_learn(ngrams: int) -> None:
     np.testing.assert_allclose(encoder.encode(several), theirs, atol=1e-5)
     assert encoder.encode([]).shape == (0, 6)
     assert not encoder.encode(["unknown"]).any()
+
+
+def test_a_text_has_the_same_vector_alone_and_among_others() -> None:
+    encoder = fitted(2)[2]
+    several = [*texts(600, seed=6), "", "unknown", *texts(3, seed=7)]
+    alone = np.concatenate([encoder.encode([text]) for text in several])
+    np.testing.assert_array_equal(encoder.encode(several), alone)
+
+
+def test_a_stream_gives_the_codes_of_all_texts_and_asks_for_no_more_than_a_chunk() -> None:
+    encoder = ItemEncoder(fitted()[2], quantizer())
+    asked: list[int] = []
+
+    def endless() -> Iterator[str]:
+        for number, text in enumerate(texts(100, seed=8)):
+            asked.append(number)
+            yield text
+
+    stream = encoder.stream(endless(), chunk=7)
+    first = next(stream)
+    assert len(asked) == 7
+    found = np.concatenate([first, *stream])
+    assert found.tolist() == encoder.encode(texts(100, seed=8)).tolist()
+    assert list(encoder.stream([])) == []
 
 
 def test_a_text_of_a_megabyte_is_read_to_its_limit() -> None:

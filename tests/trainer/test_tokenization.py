@@ -16,7 +16,6 @@ from trainer.errors import CannotTrain, MissingText
 from trainer.settings import AlignmentSettings, CollaborativeSettings, TokenizationSettings
 from trainer.tokenization import codes_for, fit_codec
 from trainer.tokenization.collaborative import collaborative_embeddings, cooccurrences, directed_cooccurrences
-from trainer.tokenization.quality import prefix_purity
 from trainer.tokenization.rqvae import RqVae, RqVaeShape, kmeans, nearest
 from trainer.tokenization.text import fit_tfidf, item_texts
 from trainer.tokenization.unique import collision_rate, unique_codes
@@ -278,26 +277,6 @@ def test_what_the_histories_leave_out_changes_nothing(tmp_path: Path) -> None:
     one = fit_codec(small_world.items(), train, QUICK, tmp_path / "one")
     two = fit_codec(small_world.items(), unknown, QUICK, tmp_path / "two")
     assert one.item_map_hash == two.item_map_hash
-
-
-def test_purity_is_the_share_of_pairs_and_chance_its_expectation() -> None:
-    random = np.random.default_rng(0)
-    codes = random.integers(0, 3, (40, 3)).astype(np.int32)
-    labels = [None if n % 7 == 0 else f"c{random.integers(4)}" for n in range(40)]
-    for found in prefix_purity(codes, labels):
-        pairs = [
-            labels[a] == labels[b]
-            for a in range(40)
-            for b in range(a)
-            if labels[a] is not None
-            and labels[b] is not None
-            and (codes[a, : found.depth] == codes[b, : found.depth]).all()
-        ]
-        assert (found.pairs, found.purity) == (len(pairs), pytest.approx(np.mean(pairs)))
-    known = [label for label in labels if label is not None]
-    every = [known[a] == known[b] for a in range(len(known)) for b in range(a)]
-    assert found.chance == pytest.approx(np.mean(every))
-    assert prefix_purity(codes, [None] * 40)[0].lift == 0.0
 
 
 @pytest.mark.parametrize(
