@@ -27,7 +27,7 @@ import torch
 from policies.codec import ScidCodec
 from policies.directory import CodecHashes, Manifest
 from policies.policy import Policy, UserContext
-from policies.prompt import extend_tokenizer, prompt_ids
+from policies.prompt import extend_tokenizer, prompts_ids
 
 BEAM, BATCH, ITEMS = 20, 32, 10_000
 SIZES = (256, 256, 256)
@@ -98,7 +98,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float, float]:
 
 def generated(policy: Policy, users: list[UserContext]) -> list[list[str]]:
     """The lists by ``generate`` with ``prefix_allowed_tokens_fn``; all prompts have one length."""
-    prompts = torch.tensor([prompt_ids(policy.tokens, user.history) for user in users])
+    prompts = torch.tensor(prompts_ids(policy.tokens, [user.history for user in users]))
     levels = [level.tolist() for level in policy.tokens.levels]
     following: dict[tuple[int, ...], set[int]] = {}
     item_of: dict[tuple[int, ...], str] = {}

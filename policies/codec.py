@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from .errors import CodecError, PolicyRefused
 from .quantizer import Codes, ItemEncoder
 from .text import directory_hash
-from .users import ItemVectors, UserEncoder
+from .users import Histories, ItemVectors, UserEncoder
 
 FORMAT = 1
 _VECTORS = "vectors.safetensors"
@@ -120,7 +120,7 @@ class ScidCodec:
         ]
         return self.encode_user_rows(indexed)
 
-    def encode_user_rows(self, histories: Sequence[NDArray[np.int64]]) -> Codes:
+    def encode_user_rows(self, histories: Histories) -> Codes:
         """``encode_users`` of histories given as rows of ``codes``."""
         if self.vectors is None or not self.user_sizes:
             return np.empty((len(histories), 0), dtype=np.int32)
@@ -132,7 +132,13 @@ class ScidCodec:
             raise CodecError(
                 "this codec holds no user module, so it cannot code users; fit one with `align3gr tokenize`"
             )
-        return UserEncoder.load(self.source / "quantizer" / "users")
+        encoder = UserEncoder.load(self.source / "quantizer" / "users")
+        if encoder.quantizer.sizes != self.user_sizes:
+            raise CodecError(
+                f"codec {self.source}: users' SCIDs are {self.user_sizes} by codec.json and "
+                f"{encoder.quantizer.sizes} by its user module; restore both together"
+            )
+        return encoder
 
     def extend(
         self, item_ids: Sequence[str], codes: NDArray[np.integer], vectors: ItemVectors | None = None
@@ -258,7 +264,7 @@ class ScidCodec:
         """Refuse another tokenizer under a policy: its tokens would mean other items.
 
         Re-tokenizing under a frozen recommender is published to collapse it.
-        Raises PolicyRefused when quantizer, sizes or the SCID of a shared item differ.
+        Raises PolicyRefused when quantizer, sizes, or the SCID or the vectors of a shared item differ.
         """
         way_out = "train a base policy on the new codec with `align3gr sft`"
         if (self.quantizer_hash, self.sizes, self.user_sizes) != (
@@ -271,8 +277,10 @@ class ScidCodec:
                 f"this codec is {other.quantizer_hash[:12]} {other.sizes}; {way_out}"
             )
         shared = min(len(self), len(other))
-        if self.item_ids[:shared] != other.item_ids[:shared] or not np.array_equal(
-            self.codes[:shared], other.codes[:shared]
+        if (
+            self.item_ids[:shared] != other.item_ids[:shared]
+            or not np.array_equal(self.codes[:shared], other.codes[:shared])
+            or not _same_vectors(self.vectors, other.vectors, shared)
         ):
             raise PolicyRefused(
                 "codec mismatch: neither item map continues the other, though the quantizer is the same; "
@@ -309,6 +317,15 @@ class ScidCodec:
                 f"items {left!r} and {right!r} share the SCID {self.codes[order[at]].tolist()}; "
                 "resolve collisions before making a codec"
             )
+
+
+def _same_vectors(one: ItemVectors | None, other: ItemVectors | None, count: int) -> bool:
+    """Whether the first ``count`` items mean the same to users' SCIDs."""
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one.text[:count], other.text[:count]) and np.array_equal(
+        one.behaviour[:count], other.behaviour[:count]
+    )
 
 
 def scid_tokens(sizes: Sequence[int]) -> list[str]:

@@ -31,7 +31,7 @@ from .directory import (
 from .errors import BadRequest, PoliciesError, PolicyRefused
 from .lists import Eligible, Recommendation, UserContext
 from .popularity import Popularity
-from .prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
+from .prompt import TEMPLATE_VERSION, PromptTokens, prompts_ids
 from .settings import DecodingSettings
 from .trie import ScidTrie
 from .weights import device_named, load_base, save_adapter, save_full, twin, with_adapter
@@ -69,10 +69,10 @@ class Policy:
         self.trie = ScidTrie.of(codec)
         self.device = next(model.parameters()).device
         rows = model.get_input_embeddings().weight.shape[0]
-        highest = max(self.tokens.recommend, *(int(level.max()) for level in self.tokens.levels))
-        if highest >= rows:
+        if self.tokens.highest >= rows:
             raise PolicyRefused(
-                f"policy {manifest.version}: the model embeds {rows} tokens but the codec's reach {highest}; "
+                f"policy {manifest.version}: the model embeds {rows} tokens but the codec's reach "
+                f"{self.tokens.highest}; "
                 "restore the policy directory, or train on this codec with `align3gr sft`"
             )
         self._popularity = Popularity(codec, popularity)
@@ -249,11 +249,9 @@ class Policy:
                 "the policy is in training mode, where lists would be random; call model.eval()"
             )
         unknown = set(self._unknown(users))
-        prompts = {
-            place: prompt_ids(self.tokens, user.history)
-            for place, user in enumerate(users)
-            if place not in unknown
-        }
+        known = [place for place in range(len(users)) if place not in unknown]
+        written = prompts_ids(self.tokens, [users[place].history for place in known])
+        prompts = dict(zip(known, written, strict=True))
         order = sorted(prompts, key=lambda place: len(prompts[place]))
         for start in range(0, len(order), self.settings.batch):
             places = order[start : start + self.settings.batch]

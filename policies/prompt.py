@@ -3,6 +3,10 @@
 ``[BOS] <a_..><b_..><c_..> ... <recommend>`` holds the last 20 items of the history, oldest first; an answer
 is exactly the L tokens of one SCID, without an end token. SCID tokens are special tokens, so that free text
 which happens to contain "<a_12>" is encoded as plain text (``text_ids``) and is never mistaken for an item.
+
+With a codec that has SCIDs for users, the user's own stands behind the history, ``... <ua_3><ub_7><uc_1>
+<recommend>``, worked out from exactly the items in front of it: prompts of one history share their beginning,
+and nothing that came later can leak in.
 """
 
 from collections.abc import Sequence
@@ -13,10 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .codec import ScidCodec, scid_tokens, user_scid_tokens
-from .errors import PolicyRefused
+from .errors import CodecError, PolicyRefused
+from .users import Histories
 
 TEMPLATE_VERSION = "1"
-"""Moves whenever a change here makes the same history another prompt; a policy names the one it learned."""
+"""Moves whenever a change here makes the same history another prompt; a policy names the one it learned.
+
+SCIDs of users did not move it: a codec without them makes the prompt it always made, and which users' SCIDs
+a policy learned is in its codec's quantizer hash."""
 
 HISTORY = 20
 """Items of the history in a prompt (the paper's own limit)."""
@@ -50,11 +58,14 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 class PromptTokens:
-    """Token ids of one tokenizer and codec. Raises PolicyRefused when the tokenizer lacks a SCID token."""
+    """Token ids of one tokenizer and codec.
+
+    Raises PolicyRefused when the tokenizer lacks a SCID token, or the codec's user module cannot be used.
+    """
 
     def __init__(self, tokenizer: Any, codec: ScidCodec) -> None:
         self.codec = codec
-        names = [RECOMMEND, *scid_tokens(codec.sizes)]
+        names = [RECOMMEND, *scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         missing = [name for name in names if name not in vocabulary]
         if missing:
@@ -66,19 +77,27 @@ class PromptTokens:
         self.recommend: int = ids[0]
         self.begin: tuple[int, ...] = () if tokenizer.bos_token_id is None else (int(tokenizer.bos_token_id),)
         self.pad: int = ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
-        starts = np.cumsum([1, *codec.sizes])
-        self.levels: tuple[NDArray[np.int64], ...] = tuple(
-            np.array(ids[start:end], dtype=np.int64) for start, end in pairwise(starts)
-        )
+        starts = np.cumsum([1, *codec.sizes, *codec.user_sizes])
+        by_level = [np.array(ids[start:end], dtype=np.int64) for start, end in pairwise(starts)]
+        self.levels: tuple[NDArray[np.int64], ...] = tuple(by_level[: codec.levels])
         """For each level, code -> token id."""
+        self.user_levels: tuple[NDArray[np.int64], ...] = tuple(by_level[codec.levels :])
+        """The same for users' SCIDs; empty for a codec without them."""
         self._item_tokens = np.stack(
             [level[codec.codes[:, i]] for i, level in enumerate(self.levels)], axis=1
         )
+        # Reads the user module now: a policy that cannot write a prompt is refused when it is loaded.
+        self.users([np.empty(0, dtype=np.int64)])
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
-        return len(self.begin) + HISTORY * self.codec.levels + 1
+        return len(self.begin) + HISTORY * self.codec.levels + len(self.user_levels) + 1
+
+    @property
+    def highest(self) -> int:
+        """The highest token id of a prompt or an answer: a model has to embed it."""
+        return max(self.recommend, *(int(level.max()) for level in (*self.levels, *self.user_levels)))
 
     def answer(self, item_id: str) -> list[int]:
         """The L tokens of an item's SCID. Raises CodecError for an item that has none."""
@@ -90,20 +109,56 @@ class PromptTokens:
 
     def known(self, history: Sequence[str]) -> list[str]:
         """The last 20 items of a history that the codec knows, oldest first."""
+        return [self.codec.item_ids[row] for row in self.rows(history)]
+
+    def rows(self, history: Sequence[str]) -> NDArray[np.int64]:
+        """``known`` as rows of the codec, int64 [<= 20]."""
         items = self.codec.items
-        found: list[str] = []
+        found: list[int] = []
         for item_id in reversed(history):
-            if item_id in items:
-                found.append(item_id)
+            row = items.get(item_id)
+            if row is not None:
+                found.append(row)
                 if len(found) == HISTORY:
                     break
-        return found[::-1]
+        return np.array(found[::-1], dtype=np.int64)
+
+    def body(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The SCID tokens of items given as rows of the codec: int64 [n] -> [n L]."""
+        tokens: NDArray[np.int64] = self._item_tokens[rows].reshape(-1)
+        return tokens
+
+    def users(self, histories: Histories) -> NDArray[np.int64]:
+        """The tokens of the SCID of each user, from histories as rows of the codec: int64 [n, U].
+
+        Raises PolicyRefused when the codec's user module cannot be used.
+        """
+        try:
+            codes = self.codec.encode_user_rows(histories)
+        except CodecError as error:
+            raise PolicyRefused(str(error)) from error
+        found = np.empty(codes.shape, dtype=np.int64)
+        for level, token_of in enumerate(self.user_levels):
+            found[:, level] = token_of[codes[:, level]]
+        return found
+
+
+def prompts_ids(tokens: PromptTokens, histories: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Token ids of the prompt for each history of item ids, oldest first; items without an SCID are left out.
+
+    All users are coded at once: one by one is slow.
+    """
+    rows = [tokens.rows(history) for history in histories]
+    users = tokens.users(rows).tolist()
+    return [
+        [*tokens.begin, *tokens.body(one).tolist(), *user, tokens.recommend]
+        for one, user in zip(rows, users, strict=True)
+    ]
 
 
 def prompt_ids(tokens: PromptTokens, history: Sequence[str]) -> list[int]:
-    """Token ids of the prompt for a history of item ids, oldest first; items without an SCID are left out."""
-    body = [token for item_id in tokens.known(history) for token in tokens.answer(item_id)]
-    return [*tokens.begin, *body, tokens.recommend]
+    """``prompts_ids`` of one history."""
+    return prompts_ids(tokens, [history])[0]
 
 
 def answer_ids(tokens: PromptTokens, item_id: str) -> list[int]:

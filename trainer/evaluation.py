@@ -19,7 +19,7 @@ import torch
 
 from policies.gate import PolicyFigures
 from policies.policy import Eligible, Policy, Recommendation, UserContext
-from policies.prompt import answer_ids, prompt_ids
+from policies.prompt import answer_ids, prompts_ids
 from policies.scoring import answer_log_probs, pack
 
 Floats = npt.NDArray[np.float64]
@@ -181,7 +181,7 @@ def log_probs(policy: Policy, asked: Sequence[tuple[Sequence[str], Sequence[str]
     """log pi of items given a history, for each (history, items); one forward pass, float64 [items] each."""
     tokens = policy.tokens
     batch = pack(
-        [prompt_ids(tokens, history) for history, _ in asked],
+        prompts_ids(tokens, [history for history, _ in asked]),
         [[answer_ids(tokens, item) for item in items] for _, items in asked],
         tokens.pad,
     ).to(policy.device)

@@ -13,6 +13,8 @@ from features.settings import DatasetSettings, DuckSettings, FeatureSettings
 from ingest.settings import IngestSettings
 from policies.settings import DecodingSettings, GateSettings, PolicySettings
 from trainer.settings import (
+    AlignmentSettings,
+    CollaborativeSettings,
     PreferenceSettings,
     RoundSettings,
     SftSettings,
@@ -69,7 +71,15 @@ def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = 
             decoding=DecodingSettings(batch=64),
         ),
         trainer=TrainerSettings(
-            tokenization=TokenizationSettings(levels=2, codes=128),
+            # Codes of items alone, from co-occurrence: users' codes would lengthen every prompt, DIN the
+            # start, and four rounds have to fit into minutes.
+            tokenization=TokenizationSettings(
+                users=False,
+                levels=2,
+                codes=128,
+                collaborative=CollaborativeSettings(method="ppmi"),
+                alignment=AlignmentSettings(method="none"),
+            ),
             sft=SftSettings(
                 backbone=options.backbone,
                 epochs=options.sft_epochs,

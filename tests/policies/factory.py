@@ -10,6 +10,8 @@ from policies.codec import ScidCodec
 from policies.directory import base_of
 from policies.policy import write_policy
 from policies.prompt import extend_tokenizer
+from policies.quantizer import ItemEncoder, Quantizer, TfidfEncoder, directory_hash
+from policies.users import InterestAttention, ItemVectors, UserEncoder
 
 WORDS = "a red blue old new lamp chair song film book of the and light night game cup shoe"
 
@@ -27,6 +29,68 @@ def tiny_codec(
     numbers = np.random.default_rng(seed).choice(int(np.prod(sizes)), size=len(names), replace=False)
     codes = np.stack(np.unravel_index(numbers, tuple(sizes)), axis=1)
     return ScidCodec(names, codes, sizes, quantizer_hash=quantizer)
+
+
+def tiny_user_encoder(
+    text: int = 6, behaviour: int = 4, sizes: Sequence[int] = (4, 5, 3), *, seed: int = 0
+) -> UserEncoder:
+    """Random weights, attention and all; codes of random users are spread over the codebooks."""
+    draw = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return draw.normal(size=shape).astype(np.float32)
+
+    width, hidden, latent = text + behaviour, 7, 5
+    quantizer = Quantizer(
+        codebooks=tuple(normal(size, latent) for size in sizes),
+        mean=normal(width) / 4,
+        scale=(1 + np.abs(normal(width))) / 4,
+        weights=(normal(width, hidden), normal(hidden, latent)),
+        biases=(normal(hidden), normal(latent)),
+        text_width=text,
+    )
+    unit = InterestAttention(normal(3 * behaviour, 8), normal(8), normal(8), normal(1))
+    return UserEncoder(quantizer, unit)
+
+
+def tiny_user_codec(
+    directory: Path,
+    items: int = 200,
+    sizes: Sequence[int] = (8, 8, 8),
+    user_sizes: Sequence[int] = (4, 5, 3),
+    *,
+    seed: int = 0,
+) -> ScidCodec:
+    """A codec with SCIDs for users and a quantizer that codes new items, saved to a directory and loaded."""
+    draw = np.random.default_rng([seed, 1])
+
+    def normal(*shape: int) -> np.ndarray[Any, Any]:
+        return draw.normal(size=shape).astype(np.float32)
+
+    text, behaviour = 6, 4
+    words = {word: row for row, word in enumerate(WORDS.split()[1:])}
+    encoder = ItemEncoder(
+        TfidfEncoder(words, np.ones(len(words), np.float32), normal(len(words), text)),
+        Quantizer(
+            codebooks=tuple(normal(size, text + behaviour) for size in sizes),
+            mean=normal(text + behaviour),
+            scale=np.ones(text + behaviour, np.float32),
+            text_width=text,
+            bridge=normal(text + 1, behaviour),
+        ),
+    )
+    encoder.save(directory / "quantizer")
+    tiny_user_encoder(text, behaviour, user_sizes, seed=seed).save(directory / "quantizer" / "users")
+    plain = tiny_codec(items, sizes, seed=seed)
+    ScidCodec(
+        plain.item_ids,
+        plain.codes,
+        sizes,
+        quantizer_hash=directory_hash(directory / "quantizer"),
+        user_sizes=user_sizes,
+        vectors=ItemVectors.of(normal(items, text), normal(items, behaviour)),
+    ).save(directory)
+    return ScidCodec.load(directory)
 
 
 def tiny_tokenizer(codec: ScidCodec) -> Any:

@@ -10,7 +10,7 @@ from tests.policies.factory import tiny_model, tiny_tokenizer
 from trainer.settings import SftSettings, TokenizationSettings
 
 QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
-TOKENIZATION = TokenizationSettings(hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
+TOKENIZATION = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
 
 
 def model_for(codec: ScidCodec, style: str = "llama") -> Any:

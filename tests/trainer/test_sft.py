@@ -250,7 +250,7 @@ def test_the_same_input_gives_the_same_policy(codec_dir: Path, tmp_path: Path) -
 
 
 def test_three_items_and_one_user_are_enough(tmp_path: Path) -> None:
-    wanted = TokenizationSettings(hidden=(8,), code_dimension=4, steps=20)
+    wanted = TokenizationSettings(users=False, hidden=(8,), code_dimension=4, steps=20)
     histories = [["item-000", "item-001", "item-002"]]
     fit_codec(small_world.items(3), histories, wanted, tmp_path / "codec")
     report = train_sft(tmp_path / "codec", histories, QUICK, tmp_path / "policy")

@@ -13,7 +13,7 @@ from policies.codec import ScidCodec
 from policies.errors import CodecError
 from tests.trainer import small_world
 from trainer.errors import CannotTrain, MissingText
-from trainer.settings import TokenizationSettings
+from trainer.settings import AlignmentSettings, CollaborativeSettings, TokenizationSettings
 from trainer.tokenization import codes_for, fit_codec
 from trainer.tokenization.collaborative import collaborative_embeddings, cooccurrences, directed_cooccurrences
 from trainer.tokenization.quality import prefix_purity
@@ -22,7 +22,13 @@ from trainer.tokenization.text import fit_tfidf, item_texts
 from trainer.tokenization.unique import collision_rate, unique_codes
 
 QUICK = TokenizationSettings(
-    hidden=(32,), code_dimension=8, steps=60, batch_size=64, text_dimension=12, collaborative_dimension=12
+    hidden=(32,),
+    code_dimension=8,
+    steps=60,
+    batch_size=64,
+    text_dimension=12,
+    collaborative=CollaborativeSettings(dimension=12, attention=8, epochs=4, batch_size=32, negatives=16),
+    alignment=AlignmentSettings(hidden=(32,), dimension=16, epochs=8, batch_size=32),
 )
 
 
@@ -180,7 +186,10 @@ def test_a_codec_is_unique_complete_and_reports_itself(tmp_path: Path) -> None:
     assert collision_rate(codec.codes) == 0.0
     assert report.text_encoder == "tfidf-svd"
     assert report.items_without_behaviour == report.items_without_text == 0
-    assert steps[-1] == ("rqvae", 60, 60)
+    assert steps[-1] == ("codes", 60, 60)
+    assert {what for what, _, _ in steps} == {"text", "behaviour", "alignment", "codes"}
+    assert codec.user_sizes == report.user_sizes == (32, 32, 32)
+    assert report.users == 90
     assert min(report.perplexity) > 4
     assert (report.quantizer_hash, report.item_map_hash) == (codec.quantizer_hash, codec.item_map_hash)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from policies.prompt import TEMPLATE_VERSION, PromptTokens, prompt_ids
+from policies.prompt import TEMPLATE_VERSION, PromptTokens, prompts_ids
 from trainer.errors import TrainerError
 
 # Batches are cut from windows of this many shuffled batches, sorted by length: little padding, still random.
@@ -66,7 +66,7 @@ def encode_samples(table: pa.Table, tokens: PromptTokens, max_rejected: int) -> 
     known = tokens.codec.items
     refused: Counter[str] = Counter()
     ids: list[str] = []
-    prompts: list[list[int]] = []
+    histories: list[Sequence[str]] = []
     answers: list[list[list[int]]] = []
     for sample_id, history, chosen, rejected in _rows(table):
         if chosen in rejected:
@@ -81,9 +81,9 @@ def encode_samples(table: pa.Table, tokens: PromptTokens, max_rejected: int) -> 
             refused["no rejected item has a SCID in this codec"] += 1
             continue
         ids.append(sample_id)
-        prompts.append(prompt_ids(tokens, history))
+        histories.append(history)
         answers.append([tokens.answer(item) for item in (chosen, *negatives)])
-    return Samples(ids, prompts, answers, dict(refused))
+    return Samples(ids, prompts_ids(tokens, histories), answers, dict(refused))
 
 
 def _rows(table: pa.Table) -> Iterator[tuple[str, Sequence[str], str, Sequence[str]]]:

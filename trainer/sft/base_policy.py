@@ -24,6 +24,7 @@ from .data import TokenMap, windows_of
 from .presets import open_backbone
 from .teacher import Teacher
 from .training import Progress, train_next_item
+from .user_scids import UserScids
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def train_sft(
         checkpoint=state,
         run_key=key,
         teacher=teacher,
+        scids=UserScids.of(codec, indexed),
         progress=progress,
     )
     report = SftReport(
@@ -158,7 +160,7 @@ def token_map(tokens: PromptTokens) -> TokenMap:
     """The token ids that samples are made of."""
     codes = tokens.codec.codes
     items = np.stack([level[codes[:, i]] for i, level in enumerate(tokens.levels)], axis=1)
-    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad)
+    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad, tokens.user_levels)
 
 
 def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
@@ -170,7 +172,10 @@ def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
 def run_key(
     codec: ScidCodec, indexed: Sequence[np.ndarray[Any, Any]], settings: SftSettings, texts: Sequence[str]
 ) -> str:
-    """Names a training by all that determines it; a checkpoint of another training is not continued."""
+    """Names a training by all that determines it; a checkpoint of another training is not continued.
+
+    Users' SCIDs follow from what is in it: the user module is in the quantizer hash, the vectors of the items
+    in the item map's."""
     digest = hashlib.sha256(codec.quantizer_hash.encode() + codec.item_map_hash.encode())
     kept = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     digest.update(json.dumps(kept, sort_keys=True).encode())

@@ -6,7 +6,11 @@ times; here they share it: one row is the history once, followed by one short br
     BOS  item_1 item_2 ... item_m | <recommend> c_1 .. c_{L-1} | <recommend> c_1 .. c_{L-1} | ...
 
 where the branch for item t sees BOS, the items before t and itself, at the positions it would have in its own
-prompt. Logits, loss and gradients are those of the separate prompts (tested), at a fraction of the tokens.
+prompt. With SCIDs for users a branch begins with the user's as of item t (trainer.sft.user_scids):
+
+    <ua_3> <ub_7> <uc_1> <recommend> c_1 .. c_{L-1}
+
+Logits, loss and gradients are those of the separate prompts (tested), at a fraction of the tokens.
 Histories longer than a prompt are cut into overlapping windows in which every target is trained once.
 """
 
@@ -18,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from trainer.errors import TrainerError
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -34,6 +40,8 @@ class TokenMap:
     """What starts every prompt: BOS, or nothing for a tokenizer without one."""
     recommend: int
     pad: int
+    users: tuple[IntArray, ...] = ()
+    """For each of the U levels of a user's SCID, code -> token id; none: prompts without them."""
 
     @property
     def levels(self) -> int:
@@ -73,11 +81,19 @@ class Branches:
     """[B, maxb, M] item indices of a soft target, -1 where there are fewer; none: the answer alone counts."""
     shares: FloatArray | None = None
     """[B, maxb, M] their shares, rows sum to 1; the answer is drawn from them."""
+    scids: IntArray | None = None
+    """[B, maxb, U] the user's SCID as of each sample; none: prompts without them."""
 
     @property
     def samples(self) -> int:
         """Answers in the batch."""
         return int((self.answers >= 0).sum())
+
+    def samples_by(self, first: IntArray) -> IntArray:
+        """[B, maxb] number of each sample where all of a user's stand in a row from ``first`` [users] on, as
+        ``first_samples`` counts them; 0 where there is no answer."""
+        numbers = first[self.users][:, None] + self.position - 1
+        return np.where(self.answers >= 0, numbers, 0)
 
     def split(self, samples: int) -> "list[Branches]":
         """The same rows in parts of about ``samples`` answers (at least one row each), in order."""
@@ -95,12 +111,13 @@ class Branches:
             self.users[rows],
             None if self.candidates is None else self.candidates[rows],
             None if self.shares is None else self.shares[rows],
+            None if self.scids is None else self.scids[rows],
         )
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Model input for Branches. T = |begin| + maxp L + maxb L; N = answers in the batch."""
+    """Model input for Branches. T = |begin| + maxp L + maxb (U + L); N = answers in the batch."""
 
     input_ids: Tensor
     """int64 [B, T]."""
@@ -109,7 +126,7 @@ class TreeBatch:
     allowed: Tensor
     """bool [B, T, T], True where the query (row) may see the key (column)."""
     tail: int
-    """maxb L: the last columns, where all branches are."""
+    """maxb L: the columns that something is predicted from, the last ones where ``columns`` is none."""
     scored: Tensor
     """int64 [N, L]: places in the flattened [B tail] whose next token is the answer's code of each level."""
     targets: Tensor
@@ -118,6 +135,8 @@ class TreeBatch:
     """int64 [N, L, M]: token ids of a soft target's items at each level."""
     shares: Tensor | None = None
     """float32 [N, L, M]: their shares given the answer's codes of the levels before; rows sum to 1."""
+    columns: Tensor | None = None
+    """int64 [tail]: which columns those are, where users' tokens stand between them."""
 
     def to(self, device: str | torch.device) -> "TreeBatch":
         """The same batch on ``device``."""
@@ -130,12 +149,22 @@ class TreeBatch:
             self.targets.to(device),
             None if self.candidates is None else self.candidates.to(device),
             None if self.shares is None else self.shares.to(device),
+            None if self.columns is None else self.columns.to(device),
         )
 
     @property
     def tokens(self) -> int:
         """Tokens the model reads, padding included."""
         return self.input_ids.numel()
+
+
+def first_samples(histories: Sequence[IntArray]) -> IntArray:
+    """[users]: number of the first sample of each history when all samples of all of them stand in a row.
+
+    Sample (user, position p), p from 1 on, is number ``first[user] + p - 1``.
+    """
+    lengths = np.array([max(len(history) - 1, 0) for history in histories], dtype=np.int64)
+    return np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
 
 
 def windows_of(histories: Sequence[IntArray], *, max_history: int = 20) -> list[Window]:
@@ -208,12 +237,17 @@ def branches_of(
 
 
 def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
-    """Tokens, positions and attention mask of ``branches``."""
+    """Tokens, positions and attention mask of ``branches``.
+
+    Raises TrainerError when branches carry users' SCIDs and ``tokens`` knows none, or the other way round.
+    """
     levels = tokens.levels
     rows, longest = branches.prefix.shape
     most = branches.answers.shape[1]
-    begin = len(tokens.begin)
-    prefix_width, branch_width = begin + longest * levels, most * levels
+    begin, heads = len(tokens.begin), _user_tokens(branches, tokens)
+    ahead = heads.shape[2]  # U
+    size = ahead + levels  # tokens of a branch
+    prefix_width, branch_width = begin + longest * levels, most * size
     width = prefix_width + branch_width
 
     ids = np.full((rows, width), tokens.pad, dtype=np.int64)
@@ -222,32 +256,50 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     ids[:, begin:prefix_width] = history.reshape(rows, -1)
     answers = tokens.items[branches.answers]  # rows of -1 read the last item; they are never scored
     inputs = np.concatenate(
-        [np.full((rows, most, 1), tokens.recommend, dtype=np.int64), answers[..., :-1]], axis=2
+        [heads, np.full((rows, most, 1), tokens.recommend, dtype=np.int64), answers[..., :-1]], axis=2
     )
     ids[:, prefix_width:] = inputs.reshape(rows, -1)
 
     seen = begin + branches.visible * levels  # prefix tokens a branch sees
     limit = np.empty((rows, width), dtype=np.int64)
     limit[:, :prefix_width] = np.arange(1, prefix_width + 1)
-    limit[:, prefix_width:] = np.repeat(seen, levels, axis=1)
+    limit[:, prefix_width:] = np.repeat(seen, size, axis=1)
     position = np.empty((rows, width), dtype=np.int64)
     position[:, :prefix_width] = np.arange(prefix_width)
-    position[:, prefix_width:] = (seen[..., None] + np.arange(levels)).reshape(rows, -1)
+    position[:, prefix_width:] = (seen[..., None] + np.arange(size)).reshape(rows, -1)
 
     real = branches.answers >= 0
-    base = np.arange(rows)[:, None] * branch_width + np.arange(most) * levels
+    base = (np.arange(rows)[:, None] * most + np.arange(most)) * levels
     scored = base[real][:, None] + np.arange(levels)
+    predicting = prefix_width + np.arange(most)[:, None] * size + ahead + np.arange(levels)
     candidates, shares = _soft_targets(branches, tokens, real)
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(position),
-        _tree_mask(torch.from_numpy(limit), prefix_width, levels, most),
-        branch_width,
+        _tree_mask(torch.from_numpy(limit), prefix_width, size, most),
+        most * levels,
         torch.from_numpy(scored),
         torch.from_numpy(answers[real]),
         candidates,
         shares,
+        torch.from_numpy(predicting.reshape(-1)) if ahead else None,
     )
+
+
+def _user_tokens(branches: Branches, tokens: TokenMap) -> IntArray:
+    """[B, maxb, U] tokens of the users' SCIDs; U is 0 for prompts without them."""
+    scids = branches.scids
+    if scids is None:
+        scids = np.empty((*branches.answers.shape, 0), dtype=np.int64)
+    if scids.shape[2] != len(tokens.users):
+        raise TrainerError(
+            f"samples carry {scids.shape[2]} codes a user, the prompt has {len(tokens.users)}: "
+            "code the users with the codec that the tokens are of"
+        )
+    found = np.empty(scids.shape, dtype=np.int64)
+    for level, token_of in enumerate(tokens.users):
+        found[..., level] = token_of[scids[..., level]]
+    return found
 
 
 def _soft_targets(
@@ -266,13 +318,15 @@ def _soft_targets(
     return torch.from_numpy(candidates), torch.from_numpy(shares.astype(np.float32))
 
 
-def _tree_mask(limit: Tensor, prefix_width: int, levels: int, most: int) -> Tensor:
-    """bool [B, T, T]: prefix keys below the query's limit; branch keys of the same branch, not later."""
+def _tree_mask(limit: Tensor, prefix_width: int, size: int, most: int) -> Tensor:
+    """bool [B, T, T]: prefix keys below the query's limit; branch keys of the same branch, not later.
+
+    A row has ``most`` branches of ``size`` tokens."""
     rows, width = limit.shape
     mask = torch.zeros(rows, width, width, dtype=torch.bool)
     mask[:, :, :prefix_width] = torch.arange(prefix_width) < limit[:, :, None]
-    branch = torch.arange(most * levels) // levels
-    order = torch.arange(most * levels)
+    order = torch.arange(most * size)
+    branch = order // size
     own = (branch[:, None] == branch[None, :]) & (order[None, :] <= order[:, None])
     mask[:, prefix_width:, prefix_width:] = own
     return mask

@@ -24,7 +24,7 @@ from scipy import sparse
 
 from trainer.tokenization.collaborative import directed_cooccurrences
 
-from .data import Branches
+from .data import Branches, first_samples
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
@@ -56,7 +56,7 @@ class Teacher:
         seen = np.bincount(np.concatenate([*histories, np.zeros(0, np.int64)]), minlength=n_items)
         damp = np.maximum(seen, 1).astype(np.float64) ** -DAMPING
         lengths = np.array([max(len(history) - 1, 0) for history in histories], dtype=np.int64)
-        first = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        first = first_samples(histories)
         items = np.full((int(lengths.sum()), keep), -1, dtype=np.int32)
         shares = np.zeros((int(lengths.sum()), keep), dtype=np.float32)
         for user, history in enumerate(histories):
@@ -68,9 +68,8 @@ class Teacher:
     def blend(self, branches: Branches, rng: np.random.Generator) -> Branches:
         """Answers drawn from q, with q itself as ``candidates`` and ``shares``; -1 answers stay."""
         rows, most = branches.answers.shape
-        sample = self.first[branches.users][:, None] + branches.position - 1
+        sample = branches.samples_by(self.first)
         real = branches.answers >= 0
-        sample = np.where(real, sample, 0)
         told = self.shares[sample]  # [B, maxb, M]
         w = np.where(told.sum(axis=2) > 0, self.weight, 0.0)[..., None]
         shares = np.concatenate([1 - w, w * told], axis=2).astype(np.float32)

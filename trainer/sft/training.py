@@ -26,6 +26,7 @@ from trainer.settings import SftSettings
 
 from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
 from .teacher import Teacher
+from .user_scids import UserScids
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,12 @@ def train_next_item(
     checkpoint: Path | None = None,
     run_key: str = "",
     teacher: Teacher | None = None,
+    scids: UserScids | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
+
+    ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them.
 
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
@@ -102,7 +106,7 @@ def train_next_item(
                 group["lr"] = rate
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
-            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher)
+            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -129,6 +133,7 @@ def accumulate(
     device: str,
     cast: torch.dtype | None,
     teacher: Teacher | None = None,
+    scids: UserScids | None = None,
 ) -> tuple[float, int]:
     """Add the gradient of the mean loss over all targets of ``windows``: (loss, tokens read).
 
@@ -137,6 +142,8 @@ def accumulate(
     total = sum(len(window.items) - window.first for window in windows)
     # Dropped items are drawn once for the whole step, so that the split changes nothing.
     branches = branches_of(windows, drop=settings.drop_items, rng=rng)
+    if scids is not None:
+        branches = scids.told(branches)
     if teacher is not None:
         branches = teacher.blend(branches, rng)
     loss_sum, read = 0.0, 0
@@ -159,7 +166,7 @@ def sample_logits(model: Any, batch: TreeBatch) -> Tensor:
         attention_mask=mask,
         position_ids=batch.position_ids,
         use_cache=False,
-        logits_to_keep=batch.tail,
+        logits_to_keep=batch.tail if batch.columns is None else batch.columns,
     )
     logits: Tensor = output.logits
     return logits.flatten(0, 1)[batch.scored]

@@ -11,9 +11,11 @@ of the auto-encoder alone; codes that nobody uses are revived on residuals of th
 the finished residuals end the training, so that each code is the mean of what it stands for.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +52,8 @@ class RqVaeTraining:
     warm_up_steps: int
     revive_every: int
     polish_iterations: int
+    decay: float = 0.0
+    """Codebooks as running means of what they stand for, forgetting 1 - decay a step; 0: by gradient."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class RqVae(nn.Module):
         weights = tuple(np.ascontiguousarray(layer.weight.detach().numpy().T) for layer in linear)
         return weights, tuple(layer.bias.detach().numpy().copy() for layer in linear)
 
-    def quantize(self, z: Tensor, commitment: float) -> Quantized:
-        """Nearest codes of ``z`` [B, code_dim], level by level."""
+    def quantize(self, z: Tensor, commitment: float, *, by_gradient: bool = True) -> Quantized:
+        """Nearest codes of ``z`` [B, code_dim], level by level; without ``by_gradient`` the codebooks get
+        none and the loss is the commitment alone (they are moved by ``MovingMeans``)."""
         residual = z
         total, loss = torch.zeros_like(z), z.new_zeros(())
         codes, residuals = [], []
@@ -94,17 +99,18 @@ class RqVae(nn.Module):
             residuals.append(residual)
             chosen = nearest(residual.detach(), book.detach())
             vector = book[chosen]
-            loss = loss + F.mse_loss(vector, residual.detach())
+            if by_gradient:
+                loss = loss + F.mse_loss(vector, residual.detach())
             loss = loss + commitment * F.mse_loss(residual, vector.detach())
             total = total + vector
             residual = residual - vector.detach()
             codes.append(chosen)
         return Quantized(total, torch.stack(codes, 1), torch.stack(residuals, 1), loss)
 
-    def forward(self, x: Tensor, commitment: float) -> tuple[Tensor, Quantized]:
+    def forward(self, x: Tensor, commitment: float, *, by_gradient: bool = True) -> tuple[Tensor, Quantized]:
         """(rebuilt x [B, input_dim], what quantization gave); gradients pass straight through the codes."""
         z = self.encoder(x)
-        quantized = self.quantize(z, commitment)
+        quantized = self.quantize(z, commitment, by_gradient=by_gradient)
         rebuilt: Tensor = self.decoder(z + (quantized.total - z).detach())
         return rebuilt, quantized
 
@@ -124,6 +130,85 @@ def nearest(points: Tensor, centres: Tensor) -> Tensor:
     return ((centres**2).sum(1) - 2 * points @ centres.T).argmin(1)
 
 
+class RqVaeFit:
+    """An RQ-VAE in training: its loss at each step, and the upkeep of its codebooks after it.
+
+    The optimizer belongs to whoever calls: alone (``train_rqvae``) or jointly with the SC encoders
+    (``joint.train_jointly``). Randomness is a function of (seed, step), so that a resumed fit needs only
+    ``state`` and the step.
+    """
+
+    def __init__(
+        self, shape: RqVaeShape, training: RqVaeTraining, *, seed: int, device: torch.device
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = RqVae(shape).to(device)
+        self.training, self.seed = training, seed
+        self.used = torch.zeros(shape.levels, shape.codes, dtype=torch.bool)
+        self.means = MovingMeans(shape, training.decay, device) if training.decay > 0 else None
+        self._last: Quantized | None = None
+
+    def loss(self, step: int, x: Tensor, everything: Callable[[], Tensor]) -> Tensor:
+        """Of a batch [B, input_dim]; the target of the reconstruction is ``x`` as it is, without gradient.
+
+        The first steps warm the auto-encoder up without codes; then k-means of ``everything()``, a large
+        sample of x, starts the codebooks.
+        """
+        model = self.model
+        self._last = None
+        if step < self.training.warm_up_steps:
+            return F.mse_loss(model.decoder(model.encoder(x)), x.detach())
+        if step == self.training.warm_up_steps:
+            _initialise_codebooks(model, everything(), self._generator(step))
+            if self.means is not None:
+                self.means.restart(model.codebooks)
+        rebuilt, quantized = model.forward(x, self.training.commitment, by_gradient=self.means is None)
+        self._last = quantized
+        return F.mse_loss(rebuilt, x.detach()) + quantized.loss
+
+    @torch.no_grad()
+    def after(self, step: int) -> None:
+        """To be called after the optimizer's step: moving means, and codes that nobody used start again."""
+        quantized, training = self._last, self.training
+        if quantized is None:
+            return
+        if self.means is not None:
+            self.means.update(self.model.codebooks, quantized)
+        for level in range(self.model.shape.levels):
+            self.used[level, quantized.codes[:, level].cpu()] = True
+        since = step + 1 - training.warm_up_steps
+        if since % training.revive_every == 0 and step + 1 < training.steps:
+            _revive(self.model, self.used, quantized.residuals.detach(), self._generator(step))
+            if self.means is not None:
+                self.means.restart(self.model.codebooks)
+            self.used.zero_()
+
+    def finish(self, everything: Tensor) -> RqVae:
+        """The model on the CPU, its codebooks polished on ``everything`` [n, input_dim]."""
+        self.model.cpu().eval()
+        _polish(self.model, everything.cpu(), self.training.polish_iterations)
+        return self.model
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed fit needs, as tensors."""
+        kept: dict[str, Any] = {"model": self.model.state_dict(), "used": self.used}
+        if self.means is not None:
+            kept |= {"counts": self.means.counts, "sums": self.means.sums}
+        return kept
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what ``state`` gave."""
+        self.model.load_state_dict(state["model"])
+        self.used.copy_(state["used"])
+        if self.means is not None:
+            self.means.counts.copy_(state["counts"])
+            self.means.sums.copy_(state["sums"])
+
+    def _generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+
 def train_rqvae(
     vectors: FloatArray,
     shape: RqVaeShape,
@@ -133,48 +218,32 @@ def train_rqvae(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> RqVae:
-    """Train on item vectors float32 [n_items, input_dim]; same input and seed give the same model on the CPU.
+    """Train on vectors float32 [n, input_dim]; same input and seed give the same model on the CPU.
 
-    The generator is this function's own; the global one is used only to initialise the layers, under a fork.
     Raises BadRequest for a device that is not there.
     """
     place = device_named(device)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = RqVae(shape)
-    model.to(place)
+    fit = RqVaeFit(shape, training, seed=seed, device=place)
     x_all = torch.from_numpy(vectors).to(place)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, weight_decay=1e-4)
-    used = torch.zeros(shape.levels, shape.codes, dtype=torch.bool)
-    batches = _Batches(len(vectors), training.batch, generator)
+    optimizer = torch.optim.AdamW(fit.model.parameters(), lr=training.learning_rate, weight_decay=1e-4)
+    batches = _Batches(len(vectors), training.batch, torch.Generator().manual_seed(seed))
     for step in range(training.steps):
         x = x_all[next(batches).to(place)]
-        rate = 0.5 * (1 + np.cos(np.pi * step / training.steps))
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * max(float(rate), 0.05)
-        if step < training.warm_up_steps:
-            loss = F.mse_loss(model.decoder(model.encoder(x)), x)
-        else:
-            if step == training.warm_up_steps:
-                _initialise_codebooks(model, x_all, generator)
-            rebuilt, quantized = model(x, training.commitment)
-            loss = F.mse_loss(rebuilt, x) + quantized.loss
+            group["lr"] = training.learning_rate * cosine(step, training.steps)
+        loss = fit.loss(step, x, lambda: x_all)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if step >= training.warm_up_steps:
-            for level in range(shape.levels):
-                used[level, quantized.codes[:, level].cpu()] = True
-            since = step + 1 - training.warm_up_steps
-            if since % training.revive_every == 0 and step + 1 < training.steps:
-                _revive(model, used, quantized.residuals.detach(), generator)
-                used.zero_()
+        fit.after(step)
         if progress is not None:
             progress(step + 1, training.steps, float(loss.detach()))
-    model.cpu().eval()
-    _polish(model, x_all.cpu(), training.polish_iterations)
-    return model
+    return fit.finish(x_all)
+
+
+def cosine(step: int, steps: int) -> float:
+    """Share of the peak learning rate: half a cosine, down to a twentieth."""
+    return max(0.5 * (1 + math.cos(math.pi * step / max(steps, 1))), 0.05)
 
 
 def residual_kmeans(vectors: FloatArray, levels: int, codes: int, *, seed: int) -> list[FloatArray]:
@@ -257,6 +326,33 @@ def _revive(model: RqVae, used: Tensor, residuals: Tensor, generator: torch.Gene
         if len(dead):
             picks = torch.randint(len(residuals), (len(dead),), generator=generator)
             model.codebooks[level, dead] = residuals[picks, level]
+
+
+class MovingMeans:
+    """Codebooks as exponential moving means of the residuals they stand for (van den Oord et al., NeurIPS
+    2017, appendix A.1): ``N <- d N + (1 - d) n``, ``m <- d m + (1 - d) sum``, code = m / N."""
+
+    def __init__(self, shape: RqVaeShape, decay: float, device: torch.device) -> None:
+        self.decay = decay
+        self.counts = torch.ones(shape.levels, shape.codes, device=device)
+        self.sums = torch.zeros(shape.levels, shape.codes, shape.code_dim, device=device)
+
+    @torch.no_grad()
+    def restart(self, codebooks: Tensor) -> None:
+        """Begin at codebooks that were set by other means."""
+        self.counts.fill_(1.0)
+        self.sums.copy_(codebooks)
+
+    @torch.no_grad()
+    def update(self, codebooks: Tensor, quantized: Quantized) -> None:
+        """Move ``codebooks`` in place by one batch."""
+        for level, book in enumerate(codebooks):
+            chosen = quantized.codes[:, level]
+            counts = torch.bincount(chosen, minlength=len(book)).to(self.counts)
+            sums = torch.zeros_like(book).index_add_(0, chosen, quantized.residuals[:, level])
+            self.counts[level].mul_(self.decay).add_(counts, alpha=1 - self.decay)
+            self.sums[level].mul_(self.decay).add_(sums, alpha=1 - self.decay)
+            book.copy_(self.sums[level] / self.counts[level].clamp(min=1e-5)[:, None])
 
 
 class _Batches:
