@@ -271,6 +271,9 @@ class ScheduleSettings(BaseModel):
     """Seconds after which a refresh that waited for lag, or a round that crashed, is looked at again."""
     attempts: Count = 3
     """Times that an unfinished round is started in all before it is given up."""
+    keep_rounds: Count = 10
+    """Ended rounds that keep their working files: reference scores, item lists, what a failed stage left. Of
+    older ones the record stays: state, figures, decision, curves."""
 
     @model_validator(mode="after")
     def _one_trigger(self) -> Self:
