@@ -72,6 +72,7 @@ def loop(sides: Sides, interactions: Interactions, places: IntArray, sets: list[
 
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--json", action="store_true")
@@ -108,9 +109,7 @@ def main() -> None:
         "batch": wanted.batch,
         "loss_difference": difference,
     }
-    say(
-        f"an epoch of {len(places)} pairs: {facts['ratio']:.1f}x wall, {facts['ratio_cpu']:.1f}x processor time"
-    )
+    say(f"{len(places)} pairs: {facts['ratio']:.1f}x wall, {facts['ratio_cpu']:.1f}x processor time")
     if wanted.json:
         print(json.dumps(facts))
 

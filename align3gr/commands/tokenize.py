@@ -14,12 +14,14 @@ app.add_typer(codec, name="codec")
 def tokenize(
     context: typer.Context,
     seed: int = typer.Option(0, min=0, help="Of the quantizer's weights and batches."),
-    device: str = typer.Option("cpu", help="Where the RQ-VAE trains: cpu, cuda or cuda:N."),
+    device: str = typer.Option("cpu", help="Where it trains: cpu, cuda or cuda:N."),
+    leave_out: int = typer.Option(0, min=0, help="Last interactions of each user that nothing may look at."),
     as_json: bool = JsonOption,
 ) -> None:
-    """Give every catalogue item its SCID: text and behaviour embeddings, RQ-VAE, unique assignment.
+    """Fit the codec that gives items and users their SCIDs: frozen encoders, U2I alignment, RQ-VAEs.
 
-    Writes home/codec. Policies in service keep the codec they were trained on.
+    Writes home/codec. A run that was stopped goes on where it was. Policies in service keep the codec they
+    were trained on.
     """
     from align3gr.progress import Bars
     from trainer.tokenization import fit_codec
@@ -37,6 +39,9 @@ def tokenize(
             settings.home / "codec",
             seed=seed,
             device=device,
+            leave_out=leave_out,
+            checkpoint=settings.home / "tokenize",
+            embeddings=settings.home / "embeddings",
             progress=bars,
         )
     emit(

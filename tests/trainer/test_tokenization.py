@@ -26,8 +26,8 @@ QUICK = TokenizationSettings(
     steps=60,
     batch_size=64,
     text_dimension=12,
-    collaborative=CollaborativeSettings(dimension=12, attention=8, epochs=4, batch_size=32, negatives=16),
-    alignment=AlignmentSettings(hidden=(32,), dimension=16, epochs=8, batch_size=32),
+    collaborative=CollaborativeSettings(dimension=12, attention=8, epochs=12, batch_size=32, negatives=16),
+    alignment=AlignmentSettings(hidden=(32,), dimension=16, epochs=20, batch_size=32),
 )
 
 

@@ -34,7 +34,7 @@ from .interactions import IntArray, Interactions
 from .joint import Inputs, Joint, JointTraining, Side, centre, linear_arrays, train_jointly
 from .quality import codebook_perplexity, codebook_use
 from .rqvae import RqVaeShape, RqVaeTraining, residual_kmeans, train_rqvae
-from .text import fit_text_encoder, item_texts, require_text
+from .text import embed, fit_text_encoder, item_texts, require_text
 from .unique import unique_codes
 
 log = logging.getLogger(__name__)
@@ -105,6 +105,7 @@ def fit_codec(
     device: str = "cpu",
     leave_out: int = 0,
     checkpoint: Path | None = None,
+    embeddings: Path | None = None,
     progress: Progress | None = None,
 ) -> TokenizationReport:
     """Fit and write the codec directory ``out`` (replaced when it exists).
@@ -112,8 +113,9 @@ def fit_codec(
     ``items``: a table with ``item_id`` (string, distinct) and any of title, text, categories. ``histories``:
     item ids of each training user, oldest first; ids that are no item are left out. ``leave_out``: how many
     of each user's last interactions nothing may look at (2: validation and test of the leave-one-out
-    protocol). ``checkpoint``: folder for the state of an interrupted fit, which the same call continues. Same
-    input, settings and seed: same codec (CPU).
+    protocol). ``checkpoint``: folder for the state of an interrupted fit, which the same call continues.
+    ``embeddings``: folder where a sentence encoder's vectors are kept. Same input, settings and seed: same
+    codec (CPU).
 
     With fewer pairs than ``alignment.min_pairs`` nothing is aligned and users get no SCIDs: the report and a
     warning say so. Raises CannotTrain for an empty catalogue, MissingText for an item without text unless
@@ -121,7 +123,7 @@ def fit_codec(
     """
     started = time.perf_counter()
     seen = [history[: max(len(history) - leave_out, 0)] for history in histories]
-    fit = _Fit(items, seen, settings, seed, device, checkpoint, progress or (lambda *_: None))
+    fit = _Fit(items, seen, settings, seed, device, checkpoint, embeddings, progress or (lambda *_: None))
     joint = fit.train()
     codes, residuals = quantize(joint.quantizer, fit.vectors)
     resolved = unique_codes(codes, residuals, joint.quantizer.codebooks[-1])
@@ -194,6 +196,7 @@ class _Fit:
         seed: int,
         device: str,
         checkpoint: Path | None,
+        embeddings: Path | None,
         say: Progress,
     ) -> None:
         self.settings, self.seed, self.device, self.say = settings, seed, device, say
@@ -215,7 +218,7 @@ class _Fit:
             vocabulary=settings.vocabulary,
             ngrams=settings.ngrams,
         )
-        self.text = self.text_encoder.encode(self.texts)
+        self.text = embed(self.text_encoder, self.texts, embeddings, lambda done, of: say("text", done, of))
         self.interactions = Interactions.of(self.histories, len(self.item_ids), seed=seed)
         self.enough = len(self.interactions.pairs) >= settings.alignment.min_pairs
         found = self._collaborative()
@@ -252,8 +255,8 @@ class _Fit:
 
     def forget(self) -> None:
         """The fit has ended: its checkpoints are of no use."""
-        for name in ("din", "joint"):
-            self._checkpoint(name).clear()
+        if self.checkpoint is not None:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _jointly(self, item_shape: RqVaeShape, user_shape: RqVaeShape | None) -> _Trained:
         from dataclasses import replace
