@@ -4,14 +4,12 @@ Nothing random is carried from step to step: batches and dropped items are funct
 so a resumed run needs the weights, the optimizer's state and one number, and goes on exactly (CPU).
 """
 
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.attention import attention_argument
+from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
 from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
@@ -91,7 +90,8 @@ def train_next_item(
     steps = sum(len(epoch) for epoch in batches)
     model.to(device).train()
     optimizer = adamw(model, learning_rate, settings.weight_decay, device)
-    state = _resume(checkpoint, run_key, model, optimizer, device)
+    kept = Checkpoint(checkpoint, run_key)
+    state = _resume(kept, model, optimizer, device)
     cast = autocast_type(settings.precision, device)
     started, read, resumed_at = time.perf_counter(), 0, state.step
 
@@ -118,7 +118,7 @@ def train_next_item(
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
             if checkpoint is not None and due:
-                _save(checkpoint, run_key, model, optimizer, state)
+                kept.save(asdict(state), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     model.to("cpu").eval()
     samples = sum(len(window.items) - window.first for window in windows)
     return Trained(steps, state.epoch_means(), samples, read, time.perf_counter() - started, resumed_at)
@@ -252,38 +252,11 @@ class _State:
         return [total / count for total, count in zip(self.sums, self.counts, strict=True) if count]
 
 
-def _save(directory: Path, run_key: str, model: Any, optimizer: torch.optim.Optimizer, state: _State) -> None:
-    """Write beside, then swap: a kill leaves the old checkpoint or the new one."""
-    staging, old = directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    with (staging / "state.pt").open("wb") as file:  # given a name, torch hides what the disk said
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    facts = {"run": run_key, "step": state.step, "sums": state.sums, "counts": state.counts}
-    (staging / "state.json").write_text(json.dumps(facts), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    staging.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _resume(
-    directory: Path | None, run_key: str, model: Any, optimizer: torch.optim.Optimizer, device: str
-) -> _State:
-    if directory is None:
+def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, device: str) -> _State:
+    saved = kept.load(device)
+    if saved is None:
         return _State()
-    old = directory.with_name(directory.name + ".old")
-    if not directory.exists() and old.exists():
-        old.rename(directory)  # killed between the two renames of _save
-    if not (directory / "state.json").is_file():
-        return _State()
-    facts = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-    if facts["run"] != run_key:
-        log.warning("checkpoint=%s belongs_to_another_run=true action=start_over", directory)
-        return _State()
-    saved = torch.load(directory / "state.pt", map_location=device, weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    log.info("checkpoint=%s resumed_at_step=%d", directory, facts["step"])
-    return _State(facts["step"], tuple(facts["sums"]), tuple(facts["counts"]))
+    model.load_state_dict(saved.states["model"])
+    optimizer.load_state_dict(saved.states["optimizer"])
+    log.info("checkpoint=%s resumed_at_step=%d", kept.directory, saved.facts["step"])
+    return _State(saved.facts["step"], tuple(saved.facts["sums"]), tuple(saved.facts["counts"]))
