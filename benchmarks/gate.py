@@ -43,7 +43,7 @@ import numpy as np
 import pyarrow as pa
 
 from align3gr.demo.defaults import DemoOptions, demo_settings
-from align3gr.demo.loop import WorldDemo, _after
+from align3gr.demo.loop import WorldDemo, after_slate
 from align3gr.demo.past import old_engagement
 from align3gr.demo.reactions import react
 from align3gr.demo.state import DemoState
@@ -116,7 +116,7 @@ class GateWorld(WorldDemo):
         ]
         Catalogue.open(self.home / "catalogue").load(items, now=datetime.fromtimestamp(STARTED, UTC))
         self.land(past_events(self.world, old_engagement(self.world), STARTED - HOUR_S), STARTED)
-        self._train_base()
+        self.train_base()
 
     def serve(self, number: int) -> None:
         """Slates of the reference for every learner, and what they did with them, an hour after the last."""
@@ -126,17 +126,17 @@ class GateWorld(WorldDemo):
         assert reference is not None
         policy = Policy.load(self.registry.path(reference), settings=self.settings.policies.decoding)
         random = np.random.default_rng([self.options.seed, 3, number])
-        contexts = self._contexts(self._snapshot())
+        contexts = self.contexts(self.snapshot())
         events: list[Interaction] = []
         for turn in range(self.options.slates):
-            lists = self._lists(policy, contexts, number, turn, random)
+            lists = self.lists(policy, contexts, number, turn, random)
             rows = np.array([[self.world.item_index[one.item_id] for one in found] for found in lists])
             reactions = react(np.take_along_axis(self.world.utility[: len(lists)], rows, axis=1), random)
             for user, (found, done) in enumerate(zip(lists, reactions, strict=True)):
                 request = f"gate-{number}-{turn}-{user}"
                 slate = ShownSlate(user, request, policy.version, found, done, at + 5.0 * turn)
                 events += slate_events(self.world, slate)
-                contexts[user] = _after(contexts[user], slate)
+                contexts[user] = after_slate(contexts[user], slate)
         self.land(events, at + 60.0)
 
     def land(self, events: Iterable[Interaction], until: float) -> None:

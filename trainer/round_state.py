@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Status = Literal["running", "finished", "failed"]
 FORMAT = 1
 _STATE = "state.json"
+_RECORD = {_STATE, "gate_input.json", "decision.json", "metrics.jsonl", "run.jsonl", "mlflow.json"}
+"""What of a round is never tidied away."""
 
 
 class UnknownRound(TrainerError, BadInput):  # noqa: N818 - reads as what it is
@@ -132,6 +134,14 @@ class RoundsTable:
         rounds = self.all()
         return rounds[-1] if rounds else None
 
+    def tidy(self, keep: int) -> list[str]:
+        """Delete the working files of ended rounds, all but the newest ``keep`` (1 or more) of them.
+
+        A round that has not ended may be resumed and keeps everything. Returns the rounds that lost files.
+        """
+        over = [state.round_id for state in self.all() if state.status != "running"]
+        return [round_id for round_id in over[:-keep] if _strip(self.path(round_id))]
+
     def _directories(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
@@ -143,6 +153,19 @@ def ended(
 ) -> RoundState:
     """The state of a round that is over."""
     return replace(state, status=status, outcome=outcome, message=message, ended_at=at.isoformat())
+
+
+def _strip(directory: Path) -> bool:
+    """Leave nothing but the round's record in its directory; whether there was more."""
+    more = False
+    for path in sorted(directory.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.name not in _RECORD:
+            path.unlink()
+            more = True
+    return more
 
 
 def write_json(path: Path, value: Any) -> None:

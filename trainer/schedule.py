@@ -156,8 +156,12 @@ class Scheduler:
             return
         try:
             self.surroundings.upkeep()
+            tidied = self.rounds.tidy(self.settings.keep_rounds)
         except Exception:
             log.exception("upkeep failed")
+        else:
+            if tidied:
+                log.info("rounds tidied rounds=%s", ",".join(tidied))
 
     def _last_start(self) -> datetime | None:
         last = self.rounds.last()

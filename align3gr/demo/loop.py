@@ -63,7 +63,7 @@ class WorldDemo:
             if not self.state.published:
                 self._publish_past(services)
             if self.state.base is None:
-                self._train_base()
+                self.train_base()
             if self.state.frozen is None:
                 self._judge_baselines()
             for number in range(1, self.options.rounds + 1):
@@ -107,7 +107,7 @@ class WorldDemo:
         self.state.published = True
         self._save()
 
-    def _train_base(self) -> None:
+    def train_base(self) -> None:
         """SCIDs over the catalogue, SFT on the old histories, and the result as the first reference."""
         from trainer.sft.base_policy import train_sft
         from trainer.sft.training import Step
@@ -115,7 +115,7 @@ class WorldDemo:
 
         items = Catalogue.open(self.home / "catalogue").items(listed_only=True)
         with connect(self.settings.features) as con:
-            table = histories(con, self._snapshot(), self.settings.features)
+            table = histories(con, self.snapshot(), self.settings.features)
         past: list[list[str]] = table.column("item_ids").to_pylist()
         codec, staging = self.home / "codec", self.home / "policies" / ".staging-base"
         self._tell("tokenize", 0, 0)
@@ -169,7 +169,7 @@ class WorldDemo:
         if number > len(self.state.rounds):
             reference = self.ledger.reference()
             assert reference is not None, "the base policy was promoted before the first round"
-            snapshot = self._snapshot()
+            snapshot = self.snapshot()
             record = RoundRecord(number, time.time(), snapshot.version, reference)
             record.popular = self.referee.popularity(self._likes(snapshot))
             self.state.rounds.append(record)
@@ -192,12 +192,12 @@ class WorldDemo:
         policy = Policy.load(self.registry.path(record.reference), settings=self.settings.policies.decoding)
         snapshot = FeedbackLog.open(self.home / "log").snapshot(record.log_version)
         random = np.random.default_rng([self.options.seed, 3, record.number])
-        contexts = self._contexts(snapshot)
+        contexts = self.contexts(snapshot)
         drawn: list[NDArray[np.int8]] = []
         with FeedbackProducer(services.kafka) as producer:
             for turn in range(self.options.slates):
                 self._tell(f"round {record.number}: recommend and react", turn, self.options.slates)
-                lists = self._lists(policy, contexts, record.number, turn, random)
+                lists = self.lists(policy, contexts, record.number, turn, random)
                 items = np.array([[self.world.item_index[one.item_id] for one in found] for found in lists])
                 utility = np.take_along_axis(self.world.utility[: len(lists)], items, axis=1)
                 reactions = react(utility, random)
@@ -208,7 +208,7 @@ class WorldDemo:
                     slate = ShownSlate(user, request, policy.version, found, done, at)
                     for event in slate_events(self.world, slate):
                         producer.send(event)
-                    contexts[user] = _after(contexts[user], slate)
+                    contexts[user] = after_slate(contexts[user], slate)
             _require_delivered(producer)
         reactions = np.concatenate(drawn)
         liked = np.isin(reactions, (Reaction.LIKE, Reaction.READ))
@@ -252,7 +252,7 @@ class WorldDemo:
         record.version = finished.steps["register"]["version"]
         self._save()
 
-    def _lists(
+    def lists(
         self,
         policy: "Policy",
         contexts: list[UserContext],
@@ -276,7 +276,7 @@ class WorldDemo:
             lists[row] = found
         return lists
 
-    def _contexts(self, snapshot: LogSnapshot) -> list[UserContext]:
+    def contexts(self, snapshot: LogSnapshot) -> list[UserContext]:
         """Every learner's recent history and what they have met, from the log at ``snapshot``."""
         with connect(self.settings.features) as con:
             recent = recent_histories(con, snapshot, self.settings.features)
@@ -310,14 +310,15 @@ class WorldDemo:
         lists = policy.recommend(self.referee.contexts, SLATE)
         return self.referee.liked_rate(lists), self.referee.coverage(lists)
 
-    def _snapshot(self) -> LogSnapshot:
+    def snapshot(self) -> LogSnapshot:
+        """The log as it is now."""
         return FeedbackLog.open(self.home / "log", create=False).snapshot()
 
     def _save(self) -> None:
         self.state.write(self.home)
 
 
-def _after(context: UserContext, slate: ShownSlate) -> UserContext:
+def after_slate(context: UserContext, slate: ShownSlate) -> UserContext:
     """The user's context behind a slate: what they looked at is met, what they engaged with is history."""
     met, engaged = set(context.seen), list(context.history)
     for one, reaction in zip(slate.items, slate.reactions.tolist(), strict=True):

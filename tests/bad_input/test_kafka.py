@@ -55,7 +55,9 @@ def test_an_unreachable_broker_is_a_failure_that_touches_nothing(place: Place, a
 def test_an_address_that_cannot_be_is_one_line(place: Place, servers: str) -> None:
     with_files(place).set(KAFKA__BOOTSTRAP_SERVERS=servers, KAFKA__CONNECT_TIMEOUT_S=0.3)
     code = 2 if "notaport" in servers else 1
+    before, files = place.counts(), place.files()
     place.in_fork("produce", "events.jsonl").refused(code, servers.split(":")[1])
+    assert (place.counts(), place.files()) == (before, files)
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)

@@ -125,4 +125,8 @@ def test_a_schema_from_the_future_is_refused_before_anything_is_sent(empty: Plac
 )
 def test_no_library_says_a_word_on_the_way_to_an_error(place: Place, arguments: list[str], says: str) -> None:
     """Started from nothing: torch, transformers, Feast and all are imported on the way."""
-    place.run(*arguments).refused(2, says)
+    before = place.counts()
+    done = place.run(*arguments)
+    done.refused(2, says)
+    assert (done.out, len(done.err.splitlines())) == ("", 1)
+    assert place.counts() == before

@@ -56,7 +56,7 @@ def free_port() -> int:
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     script = "\n".join(block.text for block in blocks(page) if block.why_not_run is None)
     write_page_data(tmp_path)
-    (tmp_path / "page.sh").write_text(f"set -euo pipefail\n{script}\necho the page ran to its end\n")
+    (tmp_path / "page.sh").write_text(f"set -euo pipefail\n{script}\necho\necho the page ran to its end\n")
     port, http = free_port(), free_port()
     environment = {
         **os.environ,

@@ -29,13 +29,19 @@ def faults(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
     return facts
 
 
-def require_exactly_once(facts: dict[str, Any], events: int) -> None:
-    assert (facts["lost"], facts["twice"], facts["twice_by_offset"]) == (0, 0, 0)
-    assert facts["rows"] >= facts["acknowledged"]
-    assert facts["acknowledged"] + facts["reported_undelivered"] == events
-    assert facts["least_lag_at_a_fault"] > 0
-    # -15: it had just been started and was told to end before it had begun.
-    assert set(facts["worker_exit_codes"]) <= {0, -15}
+def broken_promises(facts: dict[str, Any], events: int) -> dict[str, object]:
+    """What of a fault run is not as promised, and by how much; empty when every event landed exactly once."""
+    measured = {
+        "lost": facts["lost"],
+        "twice by event id": facts["twice"],
+        "twice by offset": facts["twice_by_offset"],
+        "acknowledged and not stored": max(facts["acknowledged"] - facts["rows"], 0),
+        "neither acknowledged nor reported": events - facts["acknowledged"] - facts["reported_undelivered"],
+        "faults with nothing under way": facts["least_lag_at_a_fault"] <= 0,
+        # -15: it had just been started and was told to end before it had begun.
+        "exit codes of workers": sorted(set(facts["worker_exit_codes"]) - {0, -15}),
+    }
+    return {promise: found for promise, found in measured.items() if found}
 
 
 def test_killed_and_stopped_workers_neither_lose_nor_repeat_an_event() -> None:
@@ -44,7 +50,7 @@ def test_killed_and_stopped_workers_neither_lose_nor_repeat_an_event() -> None:
         {"KAFKA_HOME": ""},
         *("--events", "6000", "--kills", "2", "--stops", "1", "--broker-kills", "0", "--workers", "2"),
     )
-    require_exactly_once(facts, 6000)
+    assert broken_promises(facts, 6000) == {}
 
 
 @pytest.mark.kafka
@@ -53,7 +59,7 @@ def test_a_killed_broker_that_comes_back_neither_loses_nor_repeats_an_event(real
         {},
         *("--events", "6000", "--kills", "1", "--stops", "0", "--broker-kills", "1", "--workers", "2"),
     )
-    require_exactly_once(facts, 6000)
+    assert broken_promises(facts, 6000) == {}
     assert facts["broker"] == "kafka"
 
 
@@ -62,5 +68,5 @@ def test_a_killed_broker_that_comes_back_neither_loses_nor_repeats_an_event(real
 @pytest.mark.timeout(1500)
 def test_twenty_kills_ten_stops_and_five_broker_kills_lose_and_repeat_nothing(real_kafka: Broker) -> None:
     facts = faults({}, "--events", "200000", "--kills", "20", "--stops", "10", "--broker-kills", "5")
-    require_exactly_once(facts, 200_000)
+    assert broken_promises(facts, 200_000) == {}
     assert facts["broker"] == "kafka"

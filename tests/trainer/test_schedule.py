@@ -267,6 +267,38 @@ def test_upkeep_runs_between_rounds_only(world: World) -> None:
     assert world.upkeeps == 1
 
 
+def test_upkeep_tidies_old_rounds_and_leaves_their_record(world: World) -> None:
+    """Of five rounds the second is unfinished; with two to keep, the first and the third are tidied."""
+    record = {"state.json", "gate_input.json", "decision.json", "easy/metrics.jsonl", "run.jsonl"}
+    working = {
+        "eligible.json",
+        "easy/references-1.safetensors",
+        "easy/policy/manifest.json",
+        "codec/a/b.json",
+    }
+    for number in range(1, 6):
+        state = world.table.create(a_state())
+        for name in (record | working) - {"state.json"}:
+            file = world.table.path(state.round_id) / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("{}")
+        if number != 2:
+            status = "failed" if number == 3 else "finished"
+            world.table.write(ended(state, status, START, outcome=None, message="over"))
+    scheduler = Scheduler(world.table, SETTINGS.model_copy(update={"keep_rounds": 2}), world.surroundings())
+    before = world.table.all()
+    for _ in range(2):  # the second finds nothing more to do
+        scheduler._upkeep_job()
+        for state in before:
+            directory = world.table.path(state.round_id)
+            left = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+            assert left == (record if state.number in (1, 3) else record | working)
+            assert (directory / "codec").exists() == (state.number not in (1, 3))
+    assert world.table.all() == before
+    assert world.table.tidy(2) == []
+    assert world.table.tidy(1) == ["r0004"]
+
+
 def test_a_look_that_fails_does_not_end_the_timetable(
     world: World, started: Callable[..., Clockwork]
 ) -> None:

@@ -15,50 +15,18 @@ from policies.codec import ScidCodec
 from policies.policy import Policy, UserContext
 from policies.prompt import PromptTokens, answer_ids, prompt_ids
 from policies.scoring import pack, token_log_probs
-from tests.policies.factory import item_ids, tiny_codec, tiny_model, tiny_tokenizer
+from tests.policies.factory import item_ids, tiny_codec, tiny_model
 from tests.trainer import small_world
+from tests.trainer.small_sft import QUICK, model_for, rows_of
 from trainer.errors import CannotTrain
-from trainer.settings import SftSettings, TokenizationSettings
+from trainer.settings import TokenizationSettings
 from trainer.sft.base_policy import index_histories, token_map, train_sft
 from trainer.sft.data import TokenMap, batches_of, branches_of, tree_batch, windows_of
 from trainer.sft.presets import byte_level_tokenizer, open_backbone
 from trainer.sft.training import accumulate, sample_logits, schedule, train_next_item
 from trainer.tokenization import fit_codec
 
-QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def codec() -> ScidCodec:
-    return tiny_codec(60, (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def tokens(codec: ScidCodec) -> PromptTokens:
-    return PromptTokens(tiny_tokenizer(codec), codec)
-
-
-@pytest.fixture(scope="module")
-def codec_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("codec") / "codec"
-    wanted = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
-    fit_codec(small_world.items(), small_world.histories(), wanted, out)
-    return out
-
-
-def model_for(codec: ScidCodec, style: str = "llama") -> Any:
-    return tiny_model(len(tiny_tokenizer(codec)), style=style)
-
-
-def rows_of(codec: ScidCodec, lengths: list[int], seed: int = 0) -> list[np.ndarray[Any, Any]]:
-    random = np.random.default_rng(seed)
-    return [random.permutation(len(codec))[:length].astype(np.int64) for length in lengths]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # Windows and batches

@@ -1,7 +1,6 @@
 """The sequential-rules teacher: its formula, and what distilling it costs and gives."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,40 +9,14 @@ import torch
 from policies.codec import ScidCodec
 from policies.prompt import PromptTokens, answer_ids, prompt_ids
 from policies.scoring import pack, token_log_probs
-from tests.policies.factory import tiny_codec, tiny_model, tiny_tokenizer
 from tests.trainer import small_world
-from trainer.settings import SftSettings, TokenizationSettings
+from tests.trainer.small_sft import QUICK, model_for, rows_of
 from trainer.sft.base_policy import token_map, train_sft
 from trainer.sft.data import branches_of, tree_batch, windows_of
 from trainer.sft.teacher import Teacher
 from trainer.sft.training import accumulate, sample_logits, sample_losses
-from trainer.tokenization import fit_codec
 
-QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def codec() -> ScidCodec:
-    return tiny_codec(60, (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def tokens(codec: ScidCodec) -> PromptTokens:
-    return PromptTokens(tiny_tokenizer(codec), codec)
-
-
-def model_for(codec: ScidCodec) -> Any:
-    return tiny_model(len(tiny_tokenizer(codec)))
-
-
-def rows_of(codec: ScidCodec, lengths: list[int]) -> list[np.ndarray[Any, Any]]:
-    random = np.random.default_rng(0)
-    return [random.permutation(len(codec))[:length].astype(np.int64) for length in lengths]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rules_by_hand(histories: list[list[int]], user: int, position: int) -> dict[int, float]:
@@ -135,9 +108,7 @@ def test_a_taught_step_may_be_split(codec: ScidCodec, tokens: PromptTokens) -> N
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-def test_a_taught_policy_trains_end_to_end(tmp_path: Path) -> None:
-    small = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
-    fit_codec(small_world.items(), small_world.histories(), small, tmp_path / "codec")
+def test_a_taught_policy_trains_end_to_end(codec_dir: Path, tmp_path: Path) -> None:
     wanted = QUICK.model_copy(update={"teacher_weight": 0.5})
-    report = train_sft(tmp_path / "codec", small_world.histories(24), wanted, tmp_path / "policy")
+    report = train_sft(codec_dir, small_world.histories(24), wanted, tmp_path / "policy")
     assert report.losses[-1] < report.losses[0]
