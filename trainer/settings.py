@@ -67,7 +67,7 @@ class AlignmentSettings(BaseModel):
     drop_behaviour: Share = 0.2
     """Share of the items of a batch that are shown with what their text predicts in place of behaviour."""
     min_pairs: Count = 256
-    """Pairs to train on below which nothing is aligned, with a message: there is nothing to learn from."""
+    """Pairs to train on below which nothing is aligned and users get no SCIDs: too little to learn from."""
 
 
 class TokenizationSettings(BaseModel):

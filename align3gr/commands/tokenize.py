@@ -44,6 +44,12 @@ def tokenize(
             embeddings=settings.home / "embeddings",
             progress=bars,
         )
+    least = settings.trainer.tokenization.alignment.min_pairs
+    if given.histories and report.pairs < least:
+        say(
+            f"only {report.pairs} pairs of feedback, fewer than the {least} that aligning users and items "
+            "takes: users get no SCIDs; run tokenize again when there are more"
+        )
     emit(
         {"codec": str(settings.home / "codec"), "log_version": given.log_version} | report.as_dict(), as_json
     )

@@ -72,7 +72,8 @@ def test_too_few_likes_end_a_round_with_the_reason(place: Place) -> None:
         pytest.param(["catalogue", "show", "nix"], ["item nix", "catalogue load"], id="catalogue-show"),
         pytest.param(["catalogue", "delist", "item-001", "nix"], ["item nix"], id="catalogue-delist"),
         pytest.param(["codec", "encode", "nix"], ["'nix'", "catalogue load"], id="codec-encode"),
-        pytest.param(["codec", "decode", "7,7"], ["'7,7'", "<a_12>"], id="codec-decode-short"),
+        pytest.param(["codec", "decode", "7,x"], ["'7,x'", "<a_12>"], id="codec-decode-no-codes"),
+        pytest.param(["codec", "decode", "7,7"], ["begins with 7,7"], id="codec-decode-empty-prefix"),
         pytest.param(["codec", "decode", "99,1,1"], ["(99, 1, 1)"], id="codec-decode-nobody"),
     ],
 )

@@ -122,7 +122,8 @@ def test_a_policys_codec_is_the_fitted_one_with_its_report(
     quality = facts_of(home, capsys, "codec", "quality", "--policy", "v1")
     assert quality["collision_rate"] is not None
     assert quality == facts_of(home, capsys, "codec", "quality")
-    code, out, _ = call(home, capsys, "codec", "encode", "item-007", "--policy", "v1")
+    some = [f"item-{number:03d}" for number in range(12)]
+    code, out, _ = call(home, capsys, "codec", "encode", *some, "--policy", "v1")
     assert code == 0
     assert "shared" in out
 

@@ -8,7 +8,6 @@ the histories it is given and from nowhere else, so the caller leaves out what m
 
 import hashlib
 import json
-import logging
 import math
 import shutil
 import time
@@ -37,8 +36,6 @@ from .rqvae import RqVaeShape, RqVaeTraining, residual_kmeans, train_rqvae
 from .text import embed, fit_text_encoder, item_texts, require_text
 from .unique import unique_codes
 
-log = logging.getLogger(__name__)
-
 FloatArray = npt.NDArray[np.float32]
 CodeArray = npt.NDArray[np.int32]
 Progress = Callable[[str, int, int], None]
@@ -60,6 +57,8 @@ class TokenizationReport:
     """"tfidf-svd" or "sentence"."""
     collaborative: str
     """"din", "ppmi" or "none"."""
+    pairs: int
+    """(History, item met next) pairs that were learned from."""
     aligned: bool
     """Whether users and items were brought together by U2I."""
     items_without_text: int
@@ -117,8 +116,8 @@ def fit_codec(
     ``embeddings``: folder where a sentence encoder's vectors are kept. Same input, settings and seed: same
     codec (CPU).
 
-    With fewer pairs than ``alignment.min_pairs`` nothing is aligned and users get no SCIDs: the report and a
-    warning say so. Raises CannotTrain for an empty catalogue, MissingText for an item without text unless
+    With fewer pairs than ``alignment.min_pairs`` nothing is aligned and users get no SCIDs: the report says
+    so. Raises CannotTrain for an empty catalogue, MissingText for an item without text unless
     settings allow it, CodecError for ids that come twice.
     """
     started = time.perf_counter()
@@ -137,6 +136,7 @@ def fit_codec(
         method=settings.method,
         text_encoder=fit.text_encoder.kind,
         collaborative=settings.collaborative.method,
+        pairs=len(fit.interactions.pairs),
         aligned=joint.watched is not None,
         items_without_text=sum(not text for text in fit.texts),
         items_without_behaviour=int((~fit.known).sum()),
@@ -238,12 +238,6 @@ class _Fit:
         user_shape = None
         if settings.users and self.enough:
             user_shape = self._shape(codes_for(sum(len(history) > 0 for history in self.histories), settings))
-        if not self.enough and len(self.histories):
-            log.warning(
-                "pairs=%d min_pairs=%d users_and_items_aligned=false user_scids=false",
-                len(self.interactions.pairs),
-                settings.alignment.min_pairs,
-            )
         if settings.alignment.method == "u2i" and self.enough:
             return self._jointly(item_shape, user_shape)
         items = self._alone("codes", self.vectors, item_shape, self.seed)
