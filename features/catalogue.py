@@ -15,9 +15,11 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from .delta_files import files_of
 from .errors import BadInput, FeaturesError
 from .interactions import Id
 from .space import require_space
@@ -147,7 +149,7 @@ class Catalogue:
 
         Raises UnknownItem, and writes nothing, when one of them is not in the catalogue.
         """
-        known = _items_of(_among(_latest(self._table().to_pyarrow_table()), item_ids))
+        known = _items_of(_among(_latest(_rows_of(self._table())), item_ids))
         for item_id in item_ids:
             if item_id not in known:
                 raise UnknownItem(f"item {item_id} is not in the catalogue; nothing was delisted")
@@ -156,7 +158,7 @@ class Catalogue:
 
     def show(self, item_id: str) -> Item:
         """The latest revision of one item. Raises UnknownItem."""
-        rows = self._table().to_pyarrow_table(filters=[("item_id", "=", item_id)])
+        rows = _rows_of(self._table(), pc.field("item_id") == item_id)
         found = list(_items_of(_latest(rows)).values())
         if not found:
             raise UnknownItem(f"item {item_id} is not in the catalogue; see align3gr catalogue load")
@@ -164,14 +166,14 @@ class Catalogue:
 
     def items(self, listed_only: bool = True) -> pa.Table:
         """The latest revision of every item in CATALOGUE_SCHEMA, sorted by item_id."""
-        table = _latest(self._table().to_pyarrow_table())
+        table = _latest(_rows_of(self._table()))
         return table.filter(table["listed"]) if listed_only else table
 
     def _write(self, wanted: dict[str, Item], now: datetime) -> LoadReport:
         for _ in range(_ATTEMPTS):
             handle = self._table()
             revision = handle.transaction_version(_APP) or 0
-            table = _latest(handle.to_pyarrow_table())
+            table = _latest(_rows_of(handle))
             before = _among(table, wanted)
             known = dict(zip(before["item_id"].to_pylist(), _contents(before), strict=True))
             rows = _rows(list(wanted.values()), revision + 1, now)
@@ -220,10 +222,22 @@ def _require_columns(uri: str, table: DeltaTable) -> None:
         )
 
 
+def _rows_of(table: DeltaTable, only: pc.Expression | None = None) -> pa.Table:
+    """Every row (that ``only`` holds for) of the table's version, in CATALOGUE_SCHEMA.
+
+    Arrow reads local files by itself. Given delta-rs's Python file system instead, its threads may ask for
+    the interpreter while that ends, and a command that has done its work aborts (delta-rs, issue 2184;
+    ``codec decode`` one time in four).
+    """
+    files = files_of(table)
+    if any("://" in file for file in files):
+        return table.to_pyarrow_table(columns=CATALOGUE_SCHEMA.names, filters=only)
+    return ds.dataset(files, schema=CATALOGUE_SCHEMA).to_table(filter=only)
+
+
 def _latest(table: pa.Table) -> pa.Table:
     """The newest revision of each item, sorted by item_id."""
-    table = table.select(CATALOGUE_SCHEMA.names).cast(CATALOGUE_SCHEMA)
-    table = table.sort_by([("item_id", "ascending"), ("revision", "ascending")])
+    table = table.cast(CATALOGUE_SCHEMA).sort_by([("item_id", "ascending"), ("revision", "ascending")])
     ids = table["item_id"].combine_chunks()
     if len(ids) == 0:
         return table

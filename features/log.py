@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
+from .delta_files import files_of
 from .errors import BadInput, FeaturesError
 from .space import require_space
 from .transactions import TransactionReader
@@ -247,7 +247,7 @@ class FeedbackLog:
                 ) from error
         return LogSnapshot(
             version=table.version(),
-            files=sorted(map(_plain, table.file_uris())),
+            files=files_of(table),
             watermark=watermark_of(self._transactions.at(table)),
             schema=LOG_SCHEMA,
             storage_options=self._storage_options,
@@ -274,11 +274,6 @@ def _require_columns(uri: str, table: DeltaTable) -> None:
             f"the table at {uri} has no column {lacking[0]}: it is not a feedback log of this version; "
             "name another home, or upgrade align3gr"
         )
-
-
-def _plain(file: str) -> str:
-    """Delta hands out percent-encoded names; a local path must be the one on the disk."""
-    return file if "://" in file else unquote(file)
 
 
 def _one_line(error: BaseException) -> str:

@@ -82,6 +82,13 @@ def test_two_loads_from_the_same_revision_both_arrive(tmp_path: Path) -> None:
     assert second.items()["revision"].to_pylist() == [1, 2]
 
 
+def test_a_folder_with_a_space_and_an_accent(tmp_path: Path) -> None:
+    catalogue = Catalogue.open(tmp_path / "la cave à thé")
+    catalogue.load([TEA], now=NOW)
+    assert catalogue.show("tea") == TEA
+    assert catalogue.items()["item_id"].to_pylist() == ["tea"]
+
+
 def test_an_empty_catalogue_and_a_missing_one(catalogue: Catalogue, tmp_path: Path) -> None:
     assert (catalogue.revision, catalogue.items().num_rows, catalogue.items(listed_only=False).num_rows) == (
         0,
