@@ -103,7 +103,7 @@ class Teacher:
 def _by_rules(
     histories: Sequence[IntArray], rules: Rules
 ) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
-    """(items, scores) of every position of every history but the first, in order; items already met score 0."""
+    """(items, scores) of each position of each history but the first, in order; items already met score 0."""
     for history in histories:
         if len(history) < 2:
             continue
