@@ -63,32 +63,6 @@ class ItemKnn:
         return np.asarray((asked @ self.similar).todense(), dtype=np.float32)
 
 
-class Mixture:
-    """``share * p_1 + (1 - share) * p_2``, each turned into a distribution over items first."""
-
-    def __init__(self, first: "Scorer", second: "Scorer", *, share: float) -> None:
-        self.first, self.second, self.share = first, second, share
-
-    def scores(self, histories: Sequence[IntArray]) -> FloatArray:
-        """float32 [n, n_items]."""
-        first, second = self.first(histories), self.second(histories)
-        return np.asarray(self.share * first + (1 - self.share) * second, dtype=np.float32)
-
-
-class Scorer:
-    """A model's scores as probabilities: ``exp`` of log probabilities, or scores divided by their sum."""
-
-    def __init__(self, scores: "object", *, logarithmic: bool) -> None:
-        self.scores, self.logarithmic = scores, logarithmic
-
-    def __call__(self, histories: Sequence[IntArray]) -> FloatArray:
-        """float32 [n, n_items], rows sum to 1 (or to 0 where nothing has a score)."""
-        found = np.asarray(self.scores(histories), dtype=np.float32)  # type: ignore[operator]
-        if self.logarithmic:
-            return np.exp(found)
-        return found / np.maximum(found.sum(axis=1, keepdims=True), 1e-30)
-
-
 def _largest(matrix: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
     """The ``keep`` largest entries of each row, ties by column."""
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
