@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,9 +102,9 @@ class Run:
     """Of training (and, for a policy, tokenization)."""
 
 
-def main() -> None:
+def main(line: Sequence[str] | None = None) -> None:
     """Command line."""
-    wanted = arguments()
+    wanted = arguments(line)
     torch.set_num_threads(wanted.threads)
     data = read(wanted.folder, back=wanted.back, users=wanted.users)
     keep = wanted.keep or Path(tempfile.mkdtemp())
@@ -140,7 +140,7 @@ def main() -> None:
         print(json.dumps(facts | {"rows": rows}))
 
 
-def arguments() -> argparse.Namespace:
+def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     """The command line, checked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -162,7 +162,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--record", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
-    wanted = parser.parse_args()
+    wanted = parser.parse_args(line)
     if "all" in wanted.rows:
         wanted.rows = names
     return wanted

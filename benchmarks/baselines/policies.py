@@ -52,8 +52,8 @@ def measured_policy(
 ) -> tuple[dict[str, Ranked], float]:
     """(column -> figures, seconds of tokenization and training); the policy stays under ``keep``.
 
-    Each cutoff is read off the narrowest beam that holds it. Raises RowUnavailableError where codes of text are
-    wanted of a data set that has none.
+    Each cutoff is read off the narrowest beam that holds it. Raises RowUnavailableError where codes of text
+    are wanted of a data set that has none.
     """
     if name == "tiger-like" and not data.has_titles:
         raise RowUnavailableError("the data set has no titles to make codes of")
