@@ -9,7 +9,8 @@ of every answer is read off the prompt's last.
 **The one definition of log pi**, here and in decoding: ``log pi(y|x) = sum_l log softmax(logits_l)[y_l]``
 over the full vocabulary (but for tokens that are read and never said, ``policies.head``), not renormalised
 over valid SCIDs. Training, reference scoring, distillation and evaluation all go through this module (14.8x
-faster than a sequence an answer, with the same gradients: measured for 8 prompts of 120 tokens and 21 answers of 4).
+faster than a sequence an answer, with the same gradients: measured for 8 prompts of 120 tokens and 21
+answers of 4).
 """
 
 from collections.abc import Sequence
