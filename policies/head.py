@@ -30,7 +30,7 @@ def logits_at(model: Any, places: torch.Tensor, **inputs: Any) -> torch.Tensor:
     head = model.get_output_embeddings()
     plain = (
         type(head) is nn.Linear
-        and head.bias is None
+        and getattr(head, "bias", None) is None
         and not hasattr(model, "peft_config")
         and not any(getattr(model.config.get_text_config(), name, None) for name in _OTHER_HEADS)
     )
