@@ -27,8 +27,8 @@ class ItemKnn:
 
         sim(i, j) = |U_i and U_j| / (sqrt(|U_i| |U_j|) + shrink),    the ``neighbours`` largest of each i.
 
-    The order of the history plays no part. Default constants: the best Recall@10 of neighbours 20..500 and
-    shrink 0..20 on the validation item of Beauty.
+    The order of the history plays no part. Default constants: the best Recall@10 of 10 to 300 neighbours and
+    shrink 0 to 120 on the validation item of 4,000 users of Beauty.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class ItemKnn:
         histories: Sequence[IntArray],
         n_items: int,
         *,
-        neighbours: int = 100,
-        shrink: float = 10.0,
+        neighbours: int = 20,
+        shrink: float = 30.0,
     ) -> None:
         owner = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
         flat = np.concatenate(histories)
