@@ -56,7 +56,8 @@ class Row:
     """Why the row is not run; none: it is."""
 
 
-UNFIT = "needs a 7B model and texts that are not published"
+LARGE = "a 7B model; no such hardware here"
+T5 = "its own T5 with prompts of its own; no setting of ours"
 ROWS = (
     Row("popularity", "what most training histories hold"),
     Row("itemknn", "item-based neighbours, cosine, shrunk"),
@@ -78,17 +79,17 @@ ROWS = (
         "lightgcn",
         "",
         "LightGCN",
-        why_not="the libraries that have it need a graph package that is dead here",
+        why_not="cornac 3.0.1 wants dgl 1.1 and torch 2.0 for it; RecBole was not tried",
     ),
-    Row("caser", "", "Caser", why_not="no living library carries it"),
-    Row("hgn", "", "HGN", why_not="no living library carries it"),
-    Row("bert4rec", "", "BERT4Rec", why_not="not run yet"),
-    Row("bigrec", "", "BIGRec", why_not=UNFIT),
-    Row("p5-semid", "", "P5-SemID", why_not=UNFIT),
-    Row("p5-cid", "", "P5-CID", why_not=UNFIT),
-    Row("lc-rec", "", "LC-Rec", why_not=UNFIT),
-    Row("letter-lc-rec", "", "LETTER-LC-Rec", why_not=UNFIT),
-    Row("eager-llm", "", "EAGER-LLM", why_not=UNFIT),
+    Row("caser", "", "Caser", why_not="not in implicit, cornac or RecTools; RecBole was not tried"),
+    Row("hgn", "", "HGN", why_not="not in implicit, cornac or RecTools; RecBole was not tried"),
+    Row("bert4rec", "", "BERT4Rec", why_not="in cornac 3.0.1, not run yet"),
+    Row("bigrec", "", "BIGRec", why_not=LARGE),
+    Row("p5-semid", "", "P5-SemID", why_not=T5),
+    Row("p5-cid", "", "P5-CID", why_not=T5),
+    Row("lc-rec", "", "LC-Rec", why_not=LARGE),
+    Row("letter-lc-rec", "", "LETTER-LC-Rec", why_not=LARGE),
+    Row("eager-llm", "", "EAGER-LLM", why_not=LARGE),
 )
 CHEAP = ("popularity", "itemknn", "rules")
 
