@@ -1,0 +1,193 @@
+"""Text samples side by side in one row, none seeing another: a step's samples without their padding.
+
+A sample is a prompt and a target; the model is fed both but the target's last token, and predicts the target
+from the prompt's last token on. A row holds several samples in an order of its own,
+
+    padding | all but the last prompt token of sample 1, 2, .. | the tokens that predict, of sample 1, 2, ..
+
+Position ids start at 0 for every sample and the attention mask is block-diagonal, so where a token lies in
+the row is seen by nobody: loss and gradients are those of separate sequences (tested). What predicts lies at
+the end of every row, so that the head is computed for it alone (``logits_to_keep``; stock models take one for
+all rows of a batch).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.attention import attention_argument
+from trainer.errors import TrainerError
+
+SHORTEST_ROW = 128
+"""Capacity of the rows that short samples open. Those of longer ones double it until they fit."""
+
+TOKENS_AT_ONCE = 16_384
+"""Tokens that go through the model at once at most; bounds memory, changes no result."""
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """One prompt and what is to be answered. Invariant: both hold at least one token."""
+
+    prompt: tuple[int, ...]
+    target: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt or not self.target:
+            raise TrainerError("a sample needs a prompt and a target of at least one token each")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model is fed."""
+        return len(self.prompt) + len(self.target) - 1
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Model input for several samples. B rows of T tokens; N target tokens in all."""
+
+    input_ids: Tensor
+    """int64 [B, T]."""
+    position_ids: Tensor
+    """int64 [B, T], from 0 for every sample."""
+    allowed: Tensor
+    """bool [B, T, T], True where the query (row) may see the key (column)."""
+    tail: int
+    """The last columns, which hold all tokens that predict."""
+    scored: Tensor
+    """int64 [N]: places in the flattened [B tail] that predict."""
+    targets: Tensor
+    """int64 [N]: token ids of what they predict."""
+    sample: Tensor
+    """int64 [N]: number of the sample that each belongs to."""
+
+    def to(self, device: str | torch.device) -> "PackedRows":
+        """The same rows on ``device``."""
+        return PackedRows(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.allowed.to(device),
+            self.tail,
+            self.scored.to(device),
+            self.targets.to(device),
+            self.sample.to(device),
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads, padding included."""
+        return self.input_ids.numel()
+
+
+def packed(
+    samples: Sequence[TextSample], *, width: int, pad: int, most: int | None = None
+) -> list[PackedRows]:
+    """``samples`` in rows of at most ``width`` tokens, rows of like length together.
+
+    At most ``most`` samples (none: all) and about TOKENS_AT_ONCE tokens go into one batch; every batch is one
+    pass through the model. A function of its arguments alone. Raises TrainerError for a longer sample.
+    """
+    order = sorted(range(len(samples)), key=lambda number: -samples[number].tokens)
+    if order and samples[order[0]].tokens > width:
+        raise TrainerError(
+            f"a sample of {samples[order[0]].tokens} tokens does not fit a row of {width}; "
+            "raise trainer.sft.tasks.row_tokens"
+        )
+    batches = []
+    for start in range(0, len(order), most or max(len(order), 1)):
+        rows = first_fit(samples, order[start : start + (most or len(order))], width)
+        for alike in _alike(samples, rows):
+            batches.append(_packed(samples, alike, pad))
+    return batches
+
+
+def first_fit(samples: Sequence[TextSample], order: Sequence[int], width: int) -> list[list[int]]:
+    """Sample numbers of each row: every sample of ``order``, longest first, into the first row with room.
+
+    A row that a sample opens has a capacity of SHORTEST_ROW tokens, doubled until the sample fits, ``width``
+    at most; shorter samples fill what is left.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for number in order:
+        need = samples[number].tokens
+        for row, left in enumerate(room):
+            if need <= left:
+                rows[row].append(number)
+                room[row] -= need
+                break
+        else:
+            capacity = min(SHORTEST_ROW, width)
+            while capacity < need:
+                capacity = min(2 * capacity, width)
+            rows.append([number])
+            room.append(capacity - need)
+    return rows
+
+
+def packed_logits(model: Any, rows: PackedRows) -> Tensor:
+    """Logits [N, V] of every target token, each given its own sample's tokens before it."""
+    mask = attention_argument(model, rows.allowed, rows.position_ids, rows.position_ids)
+    output = model(
+        input_ids=rows.input_ids,
+        attention_mask=mask,
+        position_ids=rows.position_ids,
+        use_cache=False,
+        logits_to_keep=rows.tail,
+    )
+    logits: Tensor = output.logits
+    return logits.flatten(0, 1)[rows.scored]
+
+
+def _alike(samples: Sequence[TextSample], rows: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
+    """Rows of like length, about TOKENS_AT_ONCE tokens a batch."""
+    filled = [sum(samples[number].tokens for number in row) for row in rows]
+    batches: list[list[Sequence[int]]] = []
+    widest = 0
+    for row in sorted(range(len(rows)), key=lambda row: -filled[row]):
+        fits = batches and (len(batches[-1]) + 1) * widest <= TOKENS_AT_ONCE
+        if not fits or 2 * filled[row] <= widest:
+            batches.append([])
+            widest = filled[row]
+        batches[-1].append(rows[row])
+    return batches
+
+
+def _packed(samples: Sequence[TextSample], rows: Sequence[Sequence[int]], pad: int) -> PackedRows:
+    fed = [sum(samples[number].tokens for number in row) for row in rows]
+    tails = [sum(len(samples[number].target) for number in row) for row in rows]
+    width, tail = max(fed), max(tails)
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    position = np.zeros((len(rows), width), dtype=np.int64)
+    owner = np.full((len(rows), width), -1, dtype=np.int64)  # padding is one company: it sees itself
+    scored, targets, sample = [], [], []
+    for row, numbers in enumerate(rows):
+        contexts = np.cumsum([width - fed[row], *(len(samples[n].prompt) - 1 for n in numbers)])
+        ends = np.cumsum([width - tails[row], *(len(samples[n].target) for n in numbers)])
+        for number, before, behind in zip(numbers, pairwise(contexts), pairwise(ends), strict=True):
+            one = samples[number]
+            read = np.array([*one.prompt, *one.target[:-1]], dtype=np.int64)
+            split = len(one.prompt) - 1
+            for place, part in ((before, slice(0, split)), (behind, slice(split, len(read)))):
+                ids[row, slice(*place)] = read[part]
+                position[row, slice(*place)] = np.arange(len(read))[part]
+                owner[row, slice(*place)] = number
+            scored.append(np.arange(*behind) - (width - tail) + row * tail)
+            targets.append(np.array(one.target, dtype=np.int64))
+            sample.append(np.full(len(one.target), number, dtype=np.int64))
+    where, when = torch.from_numpy(owner), torch.from_numpy(position)
+    same = where[:, :, None] == where[:, None, :]
+    return PackedRows(
+        torch.from_numpy(ids),
+        when,
+        same & (when[:, None, :] <= when[:, :, None]),
+        tail,
+        torch.from_numpy(np.concatenate(scored)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(sample)),
+    )
