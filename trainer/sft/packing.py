@@ -151,7 +151,7 @@ def _alike(samples: Sequence[TextSample], rows: Sequence[Sequence[int]]) -> list
     widest = 0
     for row in sorted(range(len(rows)), key=lambda row: -filled[row]):
         fits = batches and (len(batches[-1]) + 1) * widest <= TOKENS_AT_ONCE
-        if not fits or 2 * filled[row] <= widest:
+        if not fits or 4 * filled[row] <= 3 * widest:
             batches.append([])
             widest = filled[row]
         batches[-1].append(rows[row])

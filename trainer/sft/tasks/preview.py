@@ -44,7 +44,7 @@ class TaskPreview:
     skipped: int
     """Samples left out for want of text."""
     examples: list[Example]
-    missing: str | None
+    missing: str | None = None
     """Why no sample can be made."""
 
 
