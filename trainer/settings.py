@@ -120,6 +120,39 @@ class TokenizationSettings(BaseModel):
     """Lloyd iterations at the end of training."""
 
 
+class SasRecSettings(BaseModel):
+    """SASRec with cross-entropy: a baseline, and the collaborative half of the teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimension: Count = 128
+    """Width of item embeddings and states."""
+    layers: Count = 2
+    """Attention blocks."""
+    heads: Count = 2
+    """Attention heads a block."""
+    length: Count = 50
+    """Items of a history it reads, the last ones."""
+    dropout: Share = 0.5
+    """Share of activations dropped, everywhere."""
+    epochs: Count = 60
+    """Passes over the histories at most."""
+    patience: Count = 5
+    """Passes without a better NDCG@10 of the held-out items after which it ends, at its best weights."""
+    batch_targets: Count = 1024
+    """Positions an optimizer step learns from."""
+    learning_rate: Positive = 2e-3
+    """AdamW's rate; a cosine to 0 over the epochs."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's weight decay."""
+    gradient_norm: Positive = 5.0
+    """Gradients are clipped to this norm."""
+    held_out: Share = 0.1
+    """Share of users whose last training item only decides when to stop; 0: none, the last weights count."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Initial weights, batches, who is held out."""
+
+
 Weight = Annotated[float, Field(ge=0.0)]
 
 
@@ -195,11 +228,20 @@ class SftSettings(BaseModel):
     """Gradients are clipped to this norm."""
     drop_items: Share = 0.1
     """Share of history items left out at random, anew every epoch."""
+    item_tokens: Annotated[int, Field(ge=0)] = 0
+    """Items, the most frequent in the histories first, that get a token of their own in histories; the others
+    are shown by their codes."""
+    spell_items: Share = 0.1
+    """Share of history items shown by their codes though they have a token, anew every epoch."""
     teacher_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the target that is the sequential-rules teacher's distribution; the rest is the item that came
+    """Share of the target that is the collaborative teacher's distribution; the rest is the item that came
     next. 0: no teacher."""
     teacher_items: Count = 64
     """Items the teacher's distribution keeps."""
+    teacher_sasrec: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of SASRec in the teacher; the rest is sequential rules, which take seconds."""
+    sasrec: SasRecSettings = SasRecSettings()
+    """How the teacher's SASRec is trained."""
     tasks: TaskSettings = TaskSettings()
     """Tasks with text, beside next-item prediction."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

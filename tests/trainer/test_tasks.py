@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from policies.codec import ScidCodec
-from policies.prompt import PromptTokens, text_ids
+from policies.prompt import PromptTokens, extend_tokenizer, text_ids
 from tests.policies.factory import tiny_codec, tiny_model, tiny_tokenizer, tiny_user_codec
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, rows_of
@@ -213,6 +213,25 @@ def test_a_mixed_history_shows_both_names_and_untitled_items_by_scid(
     assert shown == {True, False}
 
 
+def test_items_with_a_token_of_their_own_are_shown_by_it_and_answered_by_their_codes(
+    codec: ScidCodec,
+) -> None:
+    tokenizer = tiny_tokenizer(codec)
+    extend_tokenizer(tokenizer, codec, items=range(30))
+    tokens = PromptTokens(tokenizer, codec)
+    tasks = opened(codec, tokenizer, tiny_model(len(tokenizer)), [np.arange(20, 41, dtype=np.int64)])
+    own = set(tokens.own[20:30].tolist())
+    prompts = [tasks["items_to_title"].write(18, np.random.default_rng(seed)).prompt for seed in range(20)]
+    shown = [len(own & set(prompt)) for prompt in prompts]
+    assert max(shown) == 10
+    assert 7 < np.mean(shown) < 10  # one in ten is spelled, as settings say
+    described = [tasks["item_to_text"].write(5, np.random.default_rng(seed)).prompt for seed in range(20)]
+    assert {int(tokens.own[5]) in prompt for prompt in described} == {True, False}
+    for name in ("titles_to_item", "text_to_item"):
+        target = tasks[name].write(5, np.random.default_rng(0)).target
+        assert all(token in level for token, level in zip(target, tokens.levels, strict=True))
+
+
 # Words
 
 
@@ -302,7 +321,7 @@ def test_a_steps_loss_is_the_weighed_sum_of_each_tasks_mean(codec: ScidCodec, to
     model = tiny_model(len(tokenizer))
     step = mixture_of(codec, tokenizer, model, settings).step(0, 3)
     assert np.bincount(step.task).tolist() == [4, 16, 1]  # an eighth of 64 a weight of 1
-    losses, _ = task_gradients(model, step, device="cpu", at_once=None, arithmetic=torch.enable_grad)
+    losses, _ = task_gradients(model, step, "cpu", None)
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
 
@@ -327,7 +346,7 @@ def test_how_a_step_is_split_changes_no_gradient(micro: int, codec: ScidCodec, t
     for at_once in (None, micro):
         model = tiny_model(len(tokenizer)).double()
         step = mixture_of(codec, tokenizer, model, settings).step(1, 2)
-        losses, _ = task_gradients(model, step, device="cpu", at_once=at_once, arithmetic=torch.enable_grad)
+        losses, _ = task_gradients(model, step, "cpu", None, at_once=at_once)
         results.append((losses, [parameter.grad for parameter in model.parameters()]))
     # The loss is taken in float32.
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)

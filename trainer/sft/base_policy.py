@@ -22,6 +22,7 @@ from trainer.settings import SftSettings
 
 from .data import TokenMap, windows_of
 from .presets import open_backbone
+from .sasrec import SasRec
 from .tasks import NO_TEXT, CatalogueText, Mixture
 from .tasks.mixture import require_context
 from .tasks.writing import require_whole_scids
@@ -101,17 +102,22 @@ def train_sft(
         )
     texts = list(texts)
     backbone = open_backbone(
-        settings.backbone, codec, texts, text_vocabulary=settings.text_vocabulary, seed=settings.seed
+        settings.backbone,
+        codec,
+        texts,
+        text_vocabulary=settings.text_vocabulary,
+        seed=settings.seed,
+        items=most_frequent(indexed, len(codec), settings.item_tokens),
     )
     prompt = PromptTokens(backbone.tokenizer, codec)
     require_whole_scids(backbone.tokenizer, prompt)
     require_context(backbone.model, prompt)
     tokens = token_map(prompt)
-    teacher = None
-    if settings.teacher_weight > 0:
-        teacher = Teacher.of(indexed, len(codec), keep=settings.teacher_items, weight=settings.teacher_weight)
     scids = UserScids.of(codec, indexed)
     mixture = Mixture.of(settings, codec, backbone.tokenizer, backbone.model, indexed, scids, catalogue)
+    teacher = None
+    if settings.teacher_weight > 0:
+        teacher = _teacher(indexed, len(codec), settings, place)
     rate = settings.learning_rate or backbone.learning_rate
     key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
@@ -157,6 +163,21 @@ def train_sft(
     return report
 
 
+def _teacher(
+    indexed: Sequence[np.ndarray[Any, Any]], n_items: int, settings: SftSettings, device: str
+) -> Teacher:
+    sigma = settings.teacher_sasrec
+    sasrec = SasRec.fit(indexed, n_items, settings.sasrec, device=device) if sigma > 0 else None
+    return Teacher.of(
+        indexed,
+        n_items,
+        keep=settings.teacher_items,
+        weight=settings.teacher_weight,
+        sasrec=sasrec,
+        sigma=sigma,
+    )
+
+
 def found_device(name: str) -> str:
     """``name``, or for "auto" cuda where there is a GPU, else cpu."""
     if name != "auto":
@@ -176,7 +197,16 @@ def token_map(tokens: PromptTokens) -> TokenMap:
     """The token ids that samples are made of."""
     codes = tokens.codec.codes
     items = np.stack([level[codes[:, i]] for i, level in enumerate(tokens.levels)], axis=1)
-    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad, tokens.user_levels)
+    own = tokens.own if (tokens.own >= 0).any() else None
+    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad, tokens.user_levels, own)
+
+
+def most_frequent(indexed: Sequence[np.ndarray[Any, Any]], n_items: int, count: int) -> list[int]:
+    """Rows of the ``count`` items met most often, in order of rows; items nobody met are not among them."""
+    met = np.bincount(np.concatenate([*indexed, np.zeros(0, np.int64)]), minlength=n_items)
+    most = np.argsort(-met, kind="stable")[:count]
+    rows: list[int] = np.sort(most[met[most] > 0]).tolist()
+    return rows
 
 
 def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:

@@ -5,7 +5,7 @@ text, so that any text can be encoded. A local Hugging Face directory keeps its 
 way the codec's SCID tokens are added and the embeddings resized; nothing is ever downloaded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,14 +59,22 @@ class Backbone:
 
 
 def open_backbone(
-    name: str, codec: ScidCodec, texts: Iterable[str], *, text_vocabulary: int | None, seed: int
+    name: str,
+    codec: ScidCodec,
+    texts: Iterable[str],
+    *,
+    text_vocabulary: int | None,
+    seed: int,
+    items: Sequence[int] = (),
 ) -> Backbone:
     """The preset called ``name``, else the local directory ``name``.
+
+    ``items``: rows of the codec that get a token of their own.
 
     Raises CannotTrain when it is neither, or cannot be loaded as a causal language model.
     """
     if name in PRESETS:
-        return _from_scratch(name, codec, texts, text_vocabulary=text_vocabulary, seed=seed)
+        return _from_scratch(name, codec, texts, text_vocabulary=text_vocabulary, seed=seed, items=items)
     directory = Path(name)
     if not (directory / "config.json").is_file():
         presets = ", ".join(PRESETS)
@@ -74,7 +82,7 @@ def open_backbone(
             f"backbone {name!r} is no preset ({presets}) and no local model directory with a config.json; "
             "set trainer.sft.backbone to one of them"
         )
-    return _from_directory(directory, codec, seed=seed)
+    return _from_directory(directory, codec, seed=seed, items=items)
 
 
 def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
@@ -102,13 +110,19 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def _from_scratch(
-    name: str, codec: ScidCodec, texts: Iterable[str], *, text_vocabulary: int | None, seed: int
+    name: str,
+    codec: ScidCodec,
+    texts: Iterable[str],
+    *,
+    text_vocabulary: int | None,
+    seed: int,
+    items: Sequence[int],
 ) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     preset = PRESETS[name]
     tokenizer = byte_level_tokenizer(texts, text_vocabulary or preset.text_vocabulary)
-    extend_tokenizer(tokenizer, codec)
+    extend_tokenizer(tokenizer, codec, items=items)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=preset.hidden,
@@ -129,7 +143,7 @@ def _from_scratch(
     return Backbone(model.train(), tokenizer, preset.learning_rate, name)
 
 
-def _from_directory(directory: Path, codec: ScidCodec, *, seed: int) -> Backbone:
+def _from_directory(directory: Path, codec: ScidCodec, *, seed: int, items: Sequence[int]) -> Backbone:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -147,7 +161,7 @@ def _from_directory(directory: Path, codec: ScidCodec, *, seed: int) -> Backbone
         raise CannotTrain(
             f"backbone {directory} cannot be loaded as a causal language model: {cause}"
         ) from error
-    extend_tokenizer(tokenizer, codec)
+    extend_tokenizer(tokenizer, codec, items=items)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # The mean of the rows there are, with their spread: new tokens start as unremarkable words.

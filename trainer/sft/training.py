@@ -7,10 +7,8 @@ so a resumed run needs the weights, the optimizer's state and one number, and go
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.attention import attention_argument
 from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
-from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+from .arithmetic import arithmetic, autocast_type
+from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, spell, tree_batch
 from .tasks.mixture import Mixture, task_gradients
 from .teacher import Teacher
 from .user_scids import UserScids
@@ -117,10 +115,8 @@ def train_next_item(
             loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
             told: dict[str, float] = {}
             if mixture is not None:
-                told, more = task_gradients(
-                    model, mixture.step(epoch, number), device=device, at_once=settings.micro_samples,
-                    arithmetic=partial(arithmetic, device, cast),
-                )  # fmt: skip
+                texts = mixture.step(epoch, number)
+                told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
                 used += more
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
@@ -171,6 +167,8 @@ def accumulate(
         branches = scids.told(branches)
     if teacher is not None:
         branches = teacher.blend(branches, rng)
+    if tokens.own is not None and settings.spell_items > 0:
+        branches = spell(branches, settings.spell_items, rng)
     loss_sum, read = 0.0, 0
     for part in branches.split(settings.micro_samples or total):
         batch = tree_batch(part, tokens).to(device)
@@ -226,34 +224,6 @@ def adamw(model: Any, rate: float, decay: float, device: str) -> torch.optim.Ada
     return torch.optim.AdamW(
         groups, lr=rate, betas=(0.9, 0.98), fused=device.split(":")[0] in ("cpu", "cuda")
     )
-
-
-def autocast_type(precision: str, device: str) -> torch.dtype | None:
-    """The autocast type, or None for plain float32; ``auto`` asks whether the device has bfloat16 units."""
-    if precision == "auto":
-        if device.startswith("cuda"):
-            native = torch.cuda.is_bf16_supported()
-        else:
-            able = torch.cpu.get_capabilities()
-            native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-        return torch.bfloat16 if native else None
-    return torch.bfloat16 if precision == "bfloat16" else None
-
-
-@contextmanager
-def arithmetic(device: str, cast: torch.dtype | None) -> Iterator[None]:
-    """Autocast to ``cast`` (None: nothing). On a CPU attention then is plain matrix products.
-
-    The CPU's fused kernel is slow backwards in bfloat16: a step of ``tiny`` took 0.95 s in float32, 0.80 s in
-    bfloat16 and 0.60 s so (of ``demo`` 194, 207 and 139 ms; one core, 256 samples).
-    """
-    if cast is None:
-        yield
-        return
-    kind = device.split(":")[0]
-    fused = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
-    with torch.autocast(kind, dtype=cast), fused:
-        yield
 
 
 @dataclass(frozen=True)

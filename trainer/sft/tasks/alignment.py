@@ -68,7 +68,8 @@ class ItemToText(_ItemTask):
         words = self._words_of(candidate)
         form = self._form(rng, "item", *words)
         answer = self.writer.ended(words[form.answer])
-        return self.writer.sample(form, answer, fill={"item": self.writer.item(candidate)})
+        # An item with a token of its own is shown by either name: both are to mean the text.
+        return self.writer.sample(form, answer, fill={"item": self.writer.item(candidate, rng, 0.5)})
 
 
 class _ProfileTask(HistoryTask):

@@ -59,7 +59,7 @@ class ItemsToTitle(HistoryTask):
         """SCIDs of the history, title of the target."""
         moment = self.material.moment(candidate)
         answer = self.writer.ended(self.writer.title(self.words.title[moment.target]))
-        return self._asked(self._form(rng, "history", "title"), moment, answer, self._scids(moment))
+        return self._asked(self._form(rng, "history", "title"), moment, answer, self._items(moment, rng))
 
     def _possible(self) -> BoolArray:
         return self.material.with_target([bool(title) for title in self.words.title])
@@ -86,7 +86,7 @@ class MixedHistory(HistoryTask):
         shown = [
             self.writer.title(self.words.title[row])
             if by_title and self.words.title[row]
-            else self.writer.item(row)
+            else self.writer.item(row, rng, self.writer.spell_items)
             for row, by_title in zip(moment.before, rng.random(len(moment.before)) < 0.5, strict=True)
         ]
         answer = self.writer.item_answer(moment.target)
@@ -121,7 +121,7 @@ class IntentionToItem(HistoryTask):
         form = self._form(rng, "history", "wish", "item")
         fill = {"wish": self.writer.text(self.words.wish(moment.target, rng))}
         answer = self.writer.item_answer(moment.target)
-        return self._asked(form, moment, answer, self._scids(moment), fill=fill)
+        return self._asked(form, moment, answer, self._items(moment, rng), fill=fill)
 
     def _possible(self) -> BoolArray:
         return self.material.with_target([self.words.can_wish(row) for row in range(len(self.words))])
@@ -148,7 +148,7 @@ class Preference(HistoryTask):
         """SCIDs of the history, words for what stands out in it."""
         moment = self.material.moment(candidate)
         answer = self.writer.ended(self.writer.text(self.words.preference(moment.before)))
-        return self._asked(self._form(rng, "history", "preference"), moment, answer, self._scids(moment))
+        return self._asked(self._form(rng, "history", "preference"), moment, answer, self._items(moment, rng))
 
     def _possible(self) -> BoolArray:
         return self.material.with_history([self.words.can_wish(row) for row in range(len(self.words))])

@@ -20,6 +20,7 @@ from policies.codec import ScidCodec
 from policies.prompt import PromptTokens
 from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
+from trainer.sft.arithmetic import arithmetic
 from trainer.sft.data import IntArray
 from trainer.sft.packing import TextSample, packed, packed_logits
 from trainer.sft.user_scids import UserScids
@@ -150,7 +151,7 @@ def open_tasks(
     Raises CannotTrain for a tokenizer that splits SCID tokens.
     """
     context = context_of(model)
-    writer = Writer(tokenizer, PromptTokens(tokenizer, codec), settings.tasks, context)
+    writer = Writer(tokenizer, PromptTokens(tokenizer, codec), settings, context)
     material = Material(histories, ItemWords(codec.item_ids, catalogue), writer, users)
     return {name: TASKS[name](material) for name in names}
 
@@ -183,24 +184,19 @@ def require_context(model: Any, tokens: PromptTokens) -> None:
 
 
 def task_gradients(
-    model: Any,
-    step: TaskStep,
-    *,
-    device: str,
-    at_once: int | None,
-    arithmetic: Any,
+    model: Any, step: TaskStep, device: str, cast: torch.dtype | None, *, at_once: int | None = None
 ) -> tuple[dict[str, float], int]:
     """Add the gradient of the tasks' part of a step's loss: (mean loss of each task, tokens read).
 
-    ``at_once``: samples that go through the model at once; none: as memory is bound by packing. The split
-    changes nothing. ``arithmetic``: called, gives the context that the model runs in.
+    ``at_once``: samples that go through the model at once at most; none: as many as packing puts there. The
+    split changes nothing.
     """
     sizes = step.target_tokens
     of_token = torch.from_numpy((step.weights / np.maximum(sizes, 1))[step.task]).float().to(device)
     sums, read = np.zeros(len(step.names)), 0
     for rows in packed(step.samples, width=step.width, pad=step.pad, most=at_once):
         batch = rows.to(device)
-        with arithmetic():
+        with arithmetic(device, cast):
             logits = packed_logits(model, batch)
         losses = F.cross_entropy(logits.float(), batch.targets, reduction="none")
         (losses * of_token[batch.sample]).sum().backward()  # type: ignore[no-untyped-call]

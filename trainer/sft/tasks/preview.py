@@ -10,7 +10,7 @@ from policies.codec import ScidCodec
 from policies.prompt import PromptTokens, prompt_ids
 from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
-from trainer.sft.base_policy import index_histories
+from trainer.sft.base_policy import index_histories, most_frequent
 from trainer.sft.data import IntArray
 from trainer.sft.presets import open_backbone
 from trainer.sft.user_scids import UserScids
@@ -69,7 +69,12 @@ def preview_tasks(
     codec = ScidCodec.load(codec_dir)
     indexed = index_histories(codec, histories)
     backbone = open_backbone(
-        settings.backbone, codec, texts, text_vocabulary=settings.text_vocabulary, seed=settings.seed
+        settings.backbone,
+        codec,
+        texts,
+        text_vocabulary=settings.text_vocabulary,
+        seed=settings.seed,
+        items=most_frequent(indexed, len(codec), settings.item_tokens),
     )
     weights = settings.tasks.weights
     names = [name for name, weight in weights.items() if all_tasks or weight > 0]

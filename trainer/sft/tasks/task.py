@@ -62,7 +62,8 @@ class Material:
 
     def with_target(self, able: Sequence[bool]) -> BoolArray:
         """[moments] whether the target is an item (row) of ``able``."""
-        return np.asarray(able, dtype=np.bool_)[self._items[self._end]]
+        found: BoolArray = np.asarray(able, dtype=np.bool_)[self._items[self._end]]
+        return found
 
     def with_history(self, able: Sequence[bool]) -> BoolArray:
         """[moments] whether an item of the history that a prompt shows is."""
@@ -145,5 +146,6 @@ class HistoryTask(Task):
         user = moment.user if "history" in form.slots else ()
         return self.writer.sample(form, answer, fill=fill or {}, history=shown, between=between, user=user)
 
-    def _scids(self, moment: Moment) -> list[Ids]:
-        return [self.writer.item(row) for row in moment.before]
+    def _items(self, moment: Moment, rng: np.random.Generator) -> list[Ids]:
+        """The history as the product's prompt shows it; what has a token of its own is spelled as often."""
+        return [self.writer.item(row, rng, self.writer.spell_items) for row in moment.before]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from policies.codec import scid_tokens, user_scid_tokens
-from policies.prompt import RECOMMEND, PromptTokens, text_ids
+from policies.prompt import RECOMMEND, PromptTokens, item_token, text_ids
 from trainer.errors import CannotTrain
-from trainer.settings import TaskSettings
+from trainer.settings import SftSettings
 from trainer.sft.packing import TextSample
 
 Ids = tuple[int, ...]
@@ -53,12 +53,16 @@ class Writer:
     Raises CannotTrain for a tokenizer that splits SCID tokens (``require_whole_scids``).
     """
 
-    def __init__(self, tokenizer: Any, tokens: PromptTokens, settings: TaskSettings, context: int | None):
+    def __init__(
+        self, tokenizer: Any, tokens: PromptTokens, settings: SftSettings, context: int | None
+    ) -> None:
         """``context``: tokens the model can read; none: any number."""
         require_whole_scids(tokenizer, tokens)
         self.tokens = tokens
-        self.limit = min(settings.row_tokens, context or settings.row_tokens)
-        self.title_tokens, self.text_tokens = settings.title_tokens, settings.text_tokens
+        lengths = settings.tasks
+        self.limit = min(lengths.row_tokens, context or lengths.row_tokens)
+        self.title_tokens, self.text_tokens = lengths.title_tokens, lengths.text_tokens
+        self.spell_items = settings.spell_items
         self.tokenizer = tokenizer
         self.users = bool(tokens.user_levels)
         self._end: Ids = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
@@ -71,12 +75,15 @@ class Writer:
         """Whether the tokenizer has an end token, which answers in words need."""
         return bool(self._end)
 
-    def item(self, row: int) -> Ids:
-        """An item's SCID as a prompt shows it."""
-        return tuple(self.tokens.body(np.array([row], dtype=np.int64)).tolist())
+    def item(self, row: int, rng: np.random.Generator, spelled: float) -> Ids:
+        """An item in a prompt: its own token where it has one, its SCID at odds of ``spelled`` and for all
+        others. Draws nothing for items without a token of their own."""
+        if self.tokens.own[row] < 0 or rng.random() < spelled:
+            return self.item_answer(row)
+        return (int(self.tokens.own[row]),)
 
     def item_answer(self, row: int) -> Ids:
-        """An item's SCID as it is generated."""
+        """An item's SCID."""
         return tuple(self.tokens.answer(self.tokens.codec.item_ids[row]))
 
     def user(self, codes: Sequence[int]) -> Ids:
@@ -167,6 +174,7 @@ def require_whole_scids(tokenizer: Any, tokens: PromptTokens) -> None:
     """Raises CannotTrain when the tokenizer splits an SCID token, or gives two of them one id."""
     codec = tokens.codec
     names = [RECOMMEND, *scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
+    names += [item_token(row) for row in np.flatnonzero(tokens.own >= 0).tolist()]
     found = tokenizer(names, add_special_tokens=False)["input_ids"]
     vocabulary = tokenizer.get_vocab()
     for name, ids in zip(names, found, strict=True):
