@@ -1,37 +1,28 @@
 """Tasks with text: what a sample may know, what it is made of, and how tasks mix into a step."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from policies.codec import ScidCodec
 from policies.prompt import PromptTokens, extend_tokenizer, text_ids
 from tests.policies.factory import tiny_codec, tiny_model, tiny_tokenizer, tiny_user_codec
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, rows_of
-from tests.trainer.test_packing import separate_losses
+from tests.trainer.small_tasks import CATALOGUE, opened
 from trainer.errors import CannotTrain
-from trainer.settings import SftSettings, TaskSettings
-from trainer.sft.base_policy import run_key, token_map, train_sft
-from trainer.sft.data import windows_of
-from trainer.sft.tasks import NO_TEXT, TASKS, CatalogueText, Mixture, open_tasks
-from trainer.sft.tasks.mixture import require_context, task_gradients
-from trainer.sft.tasks.preview import preview_tasks
-from trainer.sft.tasks.task import Task
+from trainer.settings import TaskSettings
+from trainer.sft.base_policy import train_sft
+from trainer.sft.tasks import TASKS, CatalogueText
+from trainer.sft.tasks.mixture import require_context
 from trainer.sft.tasks.words import ItemWords
 from trainer.sft.tasks.writing import Template, require_whole_scids
-from trainer.sft.training import train_next_item
-from trainer.sft.user_scids import UserScids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CATALOGUE = CatalogueText.of(small_world.items())
-EVERY = dict.fromkeys(TASKS, 1.0)
 OF_HISTORY = ("titles_to_item", "items_to_title", "mixed_history", "preference")
 IN_WORDS = ("items_to_title", "item_to_text", "preference", "user_to_profile")
 
@@ -50,29 +41,6 @@ def tokenizer(codec: ScidCodec) -> Any:
 @pytest.fixture(scope="module")
 def model(tokenizer: Any) -> Any:
     return tiny_model(len(tokenizer))
-
-
-def opened(
-    codec: ScidCodec,
-    tokenizer: Any,
-    model: Any,
-    histories: Sequence[np.ndarray[Any, Any]],
-    *,
-    names: Sequence[str] = tuple(TASKS),
-    catalogue: CatalogueText = CATALOGUE,
-    **lengths: int,
-) -> dict[str, Task]:
-    users = UserScids.of(codec, histories)
-    settings = QUICK.model_copy(update={"tasks": TaskSettings(**lengths)})  # type: ignore[arg-type]
-    return open_tasks(names, settings, codec, tokenizer, model, histories, users, catalogue)
-
-
-def mixture_of(codec: ScidCodec, tokenizer: Any, model: Any, settings: SftSettings) -> Mixture:
-    histories = rows_of(codec, [5, 8, 3, 12, 30, 7] * 3)
-    users = UserScids.of(codec, histories)
-    found = Mixture.of(settings, codec, tokenizer, model, histories, users, CATALOGUE)
-    assert found is not None
-    return found
 
 
 # Samples
@@ -310,116 +278,6 @@ def test_a_tokenizer_that_splits_scids_and_a_short_context_are_refused(
     model.config.max_position_embeddings = 60
     with pytest.raises(CannotTrain, match="longer context"):
         require_context(model, PromptTokens(tokenizer, codec))
-
-
-# The mixture
-
-
-def test_a_steps_loss_is_the_weighed_sum_of_each_tasks_mean(codec: ScidCodec, tokenizer: Any) -> None:
-    weights = {"titles_to_item": 0.5, "item_to_text": 2.0, "user_to_profile": 0.1}
-    settings = QUICK.model_copy(update={"tasks": TaskSettings(**weights)})  # type: ignore[arg-type]
-    model = tiny_model(len(tokenizer))
-    step = mixture_of(codec, tokenizer, model, settings).step(0, 3)
-    assert np.bincount(step.task).tolist() == [4, 16, 1]  # an eighth of 64 a weight of 1
-    losses, _ = task_gradients(model, step, "cpu", None)
-    gradients = [parameter.grad.clone() for parameter in model.parameters()]
-    model.zero_grad()
-
-    expected, total = {}, torch.zeros(())
-    alone = separate_losses(model, step.samples)
-    for index, (name, weight) in enumerate(zip(step.names, step.weights.tolist(), strict=True)):
-        mine = [number for number, task in enumerate(step.task.tolist()) if task == index]
-        sizes = [len(step.samples[number].target) for number in mine]
-        mean = sum(alone[n] * size for n, size in zip(mine, sizes, strict=True)) / sum(sizes)
-        expected[name] = float(mean.detach())
-        total = total + weight * mean
-    assert losses == pytest.approx(expected, abs=1e-5)
-    total.backward()
-    for mine_, parameter in zip(gradients, model.parameters(), strict=True):
-        torch.testing.assert_close(mine_, parameter.grad, atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("micro", [1, 5])
-def test_how_a_step_is_split_changes_no_gradient(micro: int, codec: ScidCodec, tokenizer: Any) -> None:
-    settings = QUICK.model_copy(update={"tasks": TaskSettings(**EVERY), "samples_per_step": 24})  # type: ignore[arg-type]
-    results = []
-    for at_once in (None, micro):
-        model = tiny_model(len(tokenizer)).double()
-        step = mixture_of(codec, tokenizer, model, settings).step(1, 2)
-        losses, _ = task_gradients(model, step, "cpu", None, at_once=at_once)
-        results.append((losses, [parameter.grad for parameter in model.parameters()]))
-    # The loss is taken in float32.
-    assert results[0][0] == pytest.approx(results[1][0], abs=1e-5)
-    for one, other in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
-
-
-def trained(
-    codec: ScidCodec, tokenizer: Any, checkpoint: Path | None = None, stop_after: int | None = None
-) -> tuple[Any, Any]:
-    settings = QUICK.model_copy(
-        update={"tasks": TaskSettings(**EVERY), "checkpoint_every": 2, "samples_per_step": 40}  # type: ignore[arg-type]
-    )
-    model = tiny_model(len(tokenizer))
-    mixture = mixture_of(codec, tokenizer, model, settings)
-    histories = rows_of(codec, [5, 8, 3, 12, 30, 7] * 3)
-
-    def progress(step: Any) -> None:
-        if step.step == stop_after:
-            raise KeyboardInterrupt
-
-    return model, train_next_item(
-        model, windows_of(histories), token_map(PromptTokens(tokenizer, codec)), settings,
-        learning_rate=1e-2, checkpoint=checkpoint, run_key="k", progress=progress, mixture=mixture,
-        scids=UserScids.of(codec, histories),
-    )  # fmt: skip
-
-
-def test_a_resumed_training_with_tasks_ends_as_an_uninterrupted_one(
-    codec: ScidCodec, tokenizer: Any, tmp_path: Path
-) -> None:
-    straight, facts = trained(codec, tokenizer)
-    with pytest.raises(KeyboardInterrupt):
-        trained(codec, tokenizer, tmp_path / "state", 7)
-    resumed, again = trained(codec, tokenizer, tmp_path / "state")
-    assert again.resumed_at == 6
-    assert again.losses == facts.losses
-    assert again.task_losses == facts.task_losses
-    assert {len(losses) for losses in facts.task_losses.values()} == {2}
-    assert sum(losses[1] < losses[0] for losses in facts.task_losses.values()) == len(TASKS)
-    for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
-
-
-def test_the_key_of_a_run_moves_with_the_text_that_tasks_read(codec: ScidCodec) -> None:
-    histories = rows_of(codec, [5, 8])
-    tasks = QUICK.model_copy(update={"tasks": TaskSettings(preference=0.5)})
-    other = CatalogueText.of(small_world.items(59))
-    keys = {run_key(codec, histories, tasks, [], one) for one in (CATALOGUE, other, NO_TEXT)}
-    assert len(keys) == 3
-    assert len({run_key(codec, histories, QUICK, [], one) for one in (CATALOGUE, other, NO_TEXT)}) == 1
-
-
-def test_train_sft_reports_its_tasks_and_previews_what_it_learns(codec_dir: Path, tmp_path: Path) -> None:
-    weights = {"text_to_item": 1.0, "items_to_title": 0.25}
-    wanted = QUICK.model_copy(update={"tasks": TaskSettings(**weights)})  # type: ignore[arg-type]
-    histories = small_world.histories(24)
-    texts = [*CATALOGUE.lines.values()]
-    shown = preview_tasks(codec_dir, histories, wanted, examples=2, texts=texts, catalogue=CATALOGUE)
-    assert [one.task for one in shown] == ["next_item", "items_to_title", "text_to_item"]
-    assert all(len(one.examples) == 2 for one in shown)
-    assert all(one.target.startswith("<a_") for one in shown[2].examples)
-
-    report = train_sft(codec_dir, histories, wanted, tmp_path / "one", texts=texts, catalogue=CATALOGUE)
-    assert report.tasks["text_to_item"]["samples_per_step"] == 8
-    assert (report.tasks["text_to_item"]["samples"], report.tasks["text_to_item"]["skipped"]) == (60, 0)
-    losses = report.tasks["items_to_title"]["losses"]
-    assert losses[1] < losses[0]
-    everything = preview_tasks(
-        codec_dir, histories, QUICK, examples=1, all_tasks=True, texts=texts, catalogue=CATALOGUE
-    )
-    assert [one.task for one in everything[1:]] == list(TASKS)
-    assert [one.task for one in everything if one.missing] == ["profile_to_user", "user_to_profile"]
 
 
 def test_titles_are_read_as_the_tokenizer_reads_them(codec: ScidCodec, tokenizer: Any, model: Any) -> None:
