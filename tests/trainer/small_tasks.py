@@ -14,7 +14,7 @@ from trainer.sft.tasks.task import Task
 from trainer.sft.user_scids import UserScids
 
 CATALOGUE = CatalogueText.of(small_world.items())
-EVERY = dict.fromkeys(TASKS, 1.0)
+EVERY = dict.fromkeys(TASKS, 1.0) | {"share": 0.125}
 
 
 def opened(

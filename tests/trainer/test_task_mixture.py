@@ -38,7 +38,7 @@ def tokenizer(codec: ScidCodec) -> Any:
 
 
 def test_a_steps_loss_is_the_weighed_sum_of_each_tasks_mean(codec: ScidCodec, tokenizer: Any) -> None:
-    weights = {"titles_to_item": 0.5, "item_to_text": 2.0, "user_to_profile": 0.1}
+    weights = {"titles_to_item": 0.5, "item_to_text": 2.0, "user_to_profile": 0.1, "share": 0.125}
     settings = QUICK.model_copy(update={"tasks": TaskSettings(**weights)})  # type: ignore[arg-type]
     model = tiny_model(len(tokenizer))
     step = mixture_of(codec, tokenizer, model, settings).step(0, 3)
@@ -123,7 +123,7 @@ def test_the_key_of_a_run_moves_with_the_text_that_tasks_read(codec: ScidCodec) 
 
 
 def test_train_sft_reports_its_tasks_and_previews_what_it_learns(codec_dir: Path, tmp_path: Path) -> None:
-    weights = {"text_to_item": 1.0, "items_to_title": 0.25}
+    weights = {"text_to_item": 1.0, "items_to_title": 0.25, "share": 0.125}
     wanted = QUICK.model_copy(update={"tasks": TaskSettings(**weights)})  # type: ignore[arg-type]
     histories = small_world.histories(24)
     texts = [*CATALOGUE.lines.values()]

@@ -22,7 +22,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
 from trainer.sft.arithmetic import arithmetic
 from trainer.sft.data import IntArray
-from trainer.sft.packing import TextSample, packed, packed_logits
+from trainer.sft.packing import TOKENS_AT_ONCE, TextSample, packed, packed_logits
 from trainer.sft.user_scids import UserScids
 
 from .alignment import ItemToText, ProfileToUser, TextToItem, UserToProfile
@@ -194,7 +194,8 @@ def task_gradients(
     sizes = step.target_tokens
     of_token = torch.from_numpy((step.weights / np.maximum(sizes, 1))[step.task]).float().to(device)
     sums, read = np.zeros(len(step.names)), 0
-    for rows in packed(step.samples, width=step.width, pad=step.pad, most=at_once):
+    together = TOKENS_AT_ONCE[device.split(":")[0]]
+    for rows in packed(step.samples, width=step.width, pad=step.pad, most=at_once, at_once=together):
         batch = rows.to(device)
         with arithmetic(device, cast):
             logits = packed_logits(model, batch)
