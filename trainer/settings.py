@@ -185,7 +185,8 @@ class TaskSettings(BaseModel):
     """The user's SCID -> profile text."""
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 32
     """Samples a step of a task of weight 1, as a share of ``samples_per_step``; of another in proportion to
-    its weight, at least one. They are long: all nine at weight 1 double a step's tokens."""
+    its weight, at least one. They are long: all nine at weight 1 read two tokens for each one of
+    next-item prediction."""
     row_tokens: Annotated[int, Field(ge=64)] = 512
     """Tokens of the longest sample, and of the longest row that samples are packed into. Of a longer history
     the oldest items are left out. A backbone that reads less sets the limit itself."""

@@ -194,7 +194,7 @@ def task_gradients(
     sizes = step.target_tokens
     of_token = torch.from_numpy((step.weights / np.maximum(sizes, 1))[step.task]).float().to(device)
     sums, read = np.zeros(len(step.names)), 0
-    together = TOKENS_AT_ONCE[device.split(":")[0]]
+    together = TOKENS_AT_ONCE.get(device.split(":")[0], TOKENS_AT_ONCE["cpu"])
     for rows in packed(step.samples, width=step.width, pad=step.pad, most=at_once, at_once=together):
         batch = rows.to(device)
         with arithmetic(device, cast):
