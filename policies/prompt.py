@@ -54,11 +54,18 @@ def extend_tokenizer(tokenizer: Any, codec: ScidCodec, *, items: Sequence[int] =
 
     names = [RECOMMEND, *scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
     names += [item_token(row) for row in items]
-    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
-    added = int(tokenizer.add_tokens(tokens, special_tokens=True))
+    added = 0
     if tokenizer.pad_token_id is None:
         added += int(tokenizer.add_special_tokens({"pad_token": PAD}))
-    return added
+    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+    return added + int(tokenizer.add_tokens(tokens, special_tokens=True))
+
+
+def first_item_token(tokenizer: Any) -> int | None:
+    """The lowest id of an item's own token; none: there are none. They are the last of a vocabulary that
+    ``extend_tokenizer`` has made."""
+    ids = [token for name, token in tokenizer.get_vocab().items() if _ITEM_TOKEN.fullmatch(name)]
+    return min(ids, default=None)
 
 
 def item_token(row: int) -> str:

@@ -14,6 +14,7 @@ from policies.scoring import pack, token_log_probs
 from tests.policies.factory import tiny_model, tiny_tokenizer
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, rows_of
+from trainer.evaluation import log_probs
 from trainer.sft.base_policy import most_frequent, token_map, train_sft
 from trainer.sft.data import branches_of, spell, tree_batch, windows_of
 from trainer.sft.training import sample_logits
@@ -62,6 +63,7 @@ def test_packed_rows_are_the_prompts_that_serving_writes(
 ) -> None:
     histories = rows_of(codec, [6, 2, 9, 4])
     model = tiny_model(own.highest + 1)
+    model.config.read_only_from = int(own.own[own.own >= 0].min())
     branches = branches_of(windows_of(histories))
     if share:
         branches = spell(branches, share, np.random.default_rng(0))
@@ -103,3 +105,12 @@ def test_a_policy_with_item_tokens_trains_serves_and_says_which(codec_dir: Path,
     history = tuple(small_world.histories(24)[0][:4])
     listed = policy.recommend([UserContext("u", history, frozenset(history))], 5)[0]
     assert len({one.item_id for one in listed}) == 5
+    # One definition of log pi: what is served, scored and trained leaves out what is never said.
+    assert policy.model.config.read_only_from == policy.tokens.own[rows].min()
+    scored = log_probs(policy, [(history, [one.item_id for one in listed])])[0]
+    np.testing.assert_allclose(scored, [one.score for one in listed], atol=1e-4)
+    logits = policy.model(torch.tensor([prompt_ids(policy.tokens, history)])).logits[0, -1]
+    codes = answer_ids(policy.tokens, listed[0].item_id)
+    said = logits[: policy.model.config.read_only_from].log_softmax(dim=0)[codes[0]]
+    assert float(said.detach()) >= listed[0].score
+    assert float(said.detach()) > float(logits.log_softmax(dim=0)[codes[0]].detach())

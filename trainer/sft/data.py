@@ -130,18 +130,14 @@ class TreeBatch:
     """int64 [B, T]."""
     allowed: Tensor
     """bool [B, T, T], True where the query (row) may see the key (column)."""
-    tail: int
-    """maxb L: the columns that something is predicted from, the last ones where ``columns`` is none."""
     scored: Tensor
-    """int64 [N, L]: places in the flattened [B tail] whose next token is the answer's code of each level."""
+    """int64 [N, L]: places in the flattened [B T] whose next token is the answer's code of each level."""
     targets: Tensor
     """int64 [N, L]: token ids of the answers."""
     candidates: Tensor | None = None
     """int64 [N, L, M]: token ids of a soft target's items at each level."""
     shares: Tensor | None = None
     """float32 [N, L, M]: their shares given the answer's codes of the levels before; rows sum to 1."""
-    columns: Tensor | None = None
-    """int64 [tail]: which columns those are, where users' tokens stand between them."""
 
     def to(self, device: str | torch.device) -> "TreeBatch":
         """The same batch on ``device``."""
@@ -149,12 +145,10 @@ class TreeBatch:
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.allowed.to(device),
-            self.tail,
             self.scored.to(device),
             self.targets.to(device),
             None if self.candidates is None else self.candidates.to(device),
             None if self.shares is None else self.shares.to(device),
-            None if self.columns is None else self.columns.to(device),
         )
 
     @property
@@ -273,20 +267,18 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     position[:, prefix_width:] = (seen[..., None] + np.arange(size)).reshape(rows, -1)
 
     real = branches.answers >= 0
-    base = (np.arange(rows)[:, None] * most + np.arange(most)) * levels
-    scored = base[real][:, None] + np.arange(levels)
-    predicting = prefix_width + np.arange(most)[:, None] * size + ahead + np.arange(levels)
+    ahead_of_codes = prefix_width + np.arange(most) * size + ahead  # where <recommend> stands in each branch
+    branch = np.arange(rows)[:, None] * width + ahead_of_codes
+    scored = branch[real][:, None] + np.arange(levels)
     candidates, shares = _soft_targets(branches, tokens, real)
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(position),
         _tree_mask(torch.from_numpy(limit), prefix_width, size, most),
-        most * levels,
         torch.from_numpy(scored),
         torch.from_numpy(answers[real]),
         candidates,
         shares,
-        torch.from_numpy(predicting.reshape(-1)) if ahead else None,
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from policies.codec import ScidCodec
-from policies.prompt import extend_tokenizer
+from policies.head import READ_ONLY
+from policies.prompt import extend_tokenizer, first_item_token
 from trainer.errors import CannotTrain
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
@@ -109,6 +110,13 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
+def set_read_only(model: Any, tokenizer: Any) -> None:
+    """Let the model's config name the first token that is read and never said, where there is one."""
+    first = first_item_token(tokenizer)
+    if first is not None:
+        setattr(model.config, READ_ONLY, first)
+
+
 def _from_scratch(
     name: str,
     codec: ScidCodec,
@@ -140,6 +148,7 @@ def _from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, preset.learning_rate, name)
 
 
@@ -167,4 +176,5 @@ def _from_directory(directory: Path, codec: ScidCodec, *, seed: int, items: Sequ
         # The mean of the rows there are, with their spread: new tokens start as unremarkable words.
         if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, LOCAL_LEARNING_RATE, str(directory))

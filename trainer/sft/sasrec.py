@@ -199,7 +199,8 @@ class Block(nn.Module):
         rate = self.rate if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
         x = x + self.dropout(self.output(mixed.transpose(1, 2).reshape(batch, length, width)))
-        return x + self.dropout(self.forwards(self.before_forward(x)))
+        mapped: Tensor = x + self.dropout(self.forwards(self.before_forward(x)))
+        return mapped
 
 
 def _held_out(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from policies.attention import attention_argument
+from policies.head import logits_at
 from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
@@ -184,15 +185,13 @@ def accumulate(
 def sample_logits(model: Any, batch: TreeBatch) -> Tensor:
     """Logits [N, L, V] of every sample's codes, each given the codes before it."""
     mask = attention_argument(model, batch.allowed, batch.position_ids, batch.position_ids)
-    output = model(
+    return logits_at(
+        model,
+        batch.scored,
         input_ids=batch.input_ids,
         attention_mask=mask,
         position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.tail if batch.columns is None else batch.columns,
     )
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1)[batch.scored]
 
 
 def sample_losses(logits: Tensor, batch: TreeBatch) -> Tensor:
