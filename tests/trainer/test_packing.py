@@ -84,15 +84,18 @@ def test_how_samples_are_split_into_passes_changes_nothing(most: int, codec: Sci
     torch.testing.assert_close(split, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_the_head_reads_what_predicts_and_little_else(codec: ScidCodec) -> None:
+def test_what_predicts_lies_at_the_end_of_every_row(codec: ScidCodec) -> None:
     model, samples = model_for(codec), samples_of([(60, 3)] * 12)
+    (rows,) = packed(samples, width=128, pad=0)
+    assert rows.input_ids.shape == (6, 124)
+    assert (rows.scored % 124).unique().tolist() == list(range(118, 124))
+    # A head that is no plain matrix is computed for these columns alone.
+    plain = packed_logits(model, rows)
     read: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, given, _out: read.append(given[0].shape[1]))
-    (rows,) = packed(samples, width=128, pad=0)
-    with torch.no_grad():
-        packed_logits(model, rows)
-    assert rows.input_ids.shape == (6, 124)
-    assert read == [rows.tail] == [6]
+    model.config.final_logit_softcapping = 1.0
+    torch.testing.assert_close(packed_logits(model, rows), plain, atol=1e-5, rtol=1e-5)
+    assert read == [6]
 
 
 def test_a_row_is_laid_out_as_documented() -> None:
@@ -101,8 +104,7 @@ def test_a_row_is_laid_out_as_documented() -> None:
     # All but the last prompt token of both, the longer first; then what predicts.
     assert rows.input_ids.tolist() == [[11, 12, 21, 13, 14, 22]]
     assert rows.position_ids.tolist() == [[0, 1, 0, 2, 3, 1]]
-    assert rows.tail == 3
-    assert rows.scored.tolist() == [0, 1, 2]
+    assert rows.scored.tolist() == [3, 4, 5]
     assert rows.targets.tolist() == [14, 15, 23]
     assert rows.sample.tolist() == [1, 1, 0]
     assert rows.allowed[0, 4].tolist() == [True, True, False, True, True, False]

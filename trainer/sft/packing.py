@@ -6,9 +6,9 @@ from the prompt's last token on. A row holds several samples in an order of its 
     padding | all but the last prompt token of sample 1, 2, .. | the tokens that predict, of sample 1, 2, ..
 
 Position ids start at 0 for every sample and the attention mask is block-diagonal, so where a token lies in
-the row is seen by nobody: loss and gradients are those of separate sequences (tested). What predicts lies at
-the end of every row, so that the head is computed for it alone (``logits_to_keep``; stock models take one for
-all rows of a batch).
+the row is seen by nobody: loss and gradients are those of separate sequences (tested). The head is computed
+for what predicts alone; it lies at the end of every row because stock models with another head than a plain
+matrix take one choice of columns for all rows of a batch (``policies.head``).
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from policies.attention import attention_argument
+from policies.head import logits_at
 from trainer.errors import TrainerError
 
 SHORTEST_ROW = 128
@@ -60,10 +61,8 @@ class PackedRows:
     """int64 [B, T], from 0 for every sample."""
     allowed: Tensor
     """bool [B, T, T], True where the query (row) may see the key (column)."""
-    tail: int
-    """The last columns, which hold all tokens that predict."""
     scored: Tensor
-    """int64 [N]: places in the flattened [B tail] that predict."""
+    """int64 [N]: places in the flattened [B T] that predict."""
     targets: Tensor
     """int64 [N]: token ids of what they predict."""
     sample: Tensor
@@ -75,7 +74,6 @@ class PackedRows:
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.allowed.to(device),
-            self.tail,
             self.scored.to(device),
             self.targets.to(device),
             self.sample.to(device),
@@ -141,15 +139,13 @@ def first_fit(samples: Sequence[TextSample], order: Sequence[int], width: int) -
 def packed_logits(model: Any, rows: PackedRows) -> Tensor:
     """Logits [N, V] of every target token, each given its own sample's tokens before it."""
     mask = attention_argument(model, rows.allowed, rows.position_ids, rows.position_ids)
-    output = model(
+    return logits_at(
+        model,
+        rows.scored,
         input_ids=rows.input_ids,
         attention_mask=mask,
         position_ids=rows.position_ids,
-        use_cache=False,
-        logits_to_keep=rows.tail,
     )
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1)[rows.scored]
 
 
 def _alike(
@@ -171,7 +167,7 @@ def _alike(
 def _packed(samples: Sequence[TextSample], rows: Sequence[Sequence[int]], pad: int) -> PackedRows:
     fed = [sum(samples[number].tokens for number in row) for row in rows]
     tails = [sum(len(samples[number].target) for number in row) for row in rows]
-    width, tail = max(fed), max(tails)
+    width = max(fed)
     ids = np.full((len(rows), width), pad, dtype=np.int64)
     position = np.zeros((len(rows), width), dtype=np.int64)
     owner = np.full((len(rows), width), -1, dtype=np.int64)  # padding is one company: it sees itself
@@ -187,7 +183,7 @@ def _packed(samples: Sequence[TextSample], rows: Sequence[Sequence[int]], pad: i
                 ids[row, slice(*place)] = read[part]
                 position[row, slice(*place)] = np.arange(len(read))[part]
                 owner[row, slice(*place)] = number
-            scored.append(np.arange(*behind) - (width - tail) + row * tail)
+            scored.append(np.arange(*behind) + row * width)
             targets.append(np.array(one.target, dtype=np.int64))
             sample.append(np.full(len(one.target), number, dtype=np.int64))
     where, when = torch.from_numpy(owner), torch.from_numpy(position)
@@ -196,7 +192,6 @@ def _packed(samples: Sequence[TextSample], rows: Sequence[Sequence[int]], pad: i
         torch.from_numpy(ids),
         when,
         same & (when[:, None, :] <= when[:, :, None]),
-        tail,
         torch.from_numpy(np.concatenate(scored)),
         torch.from_numpy(np.concatenate(targets)),
         torch.from_numpy(np.concatenate(sample)),
