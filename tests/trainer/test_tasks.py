@@ -17,7 +17,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import TaskSettings
 from trainer.sft.base_policy import train_sft
 from trainer.sft.tasks import TASKS, CatalogueText
-from trainer.sft.tasks.mixture import require_context
+from trainer.sft.tasks.mixture import require_context, require_samples
 from trainer.sft.tasks.words import ItemWords
 from trainer.sft.tasks.writing import Template, require_whole_scids
 
@@ -259,6 +259,18 @@ def test_a_weighed_task_without_a_sample_says_what_to_do(
         train_sft(codec_dir, small_world.histories(6), wanted, tmp_path / "policy")
     assert "\n" not in str(found.value)
     assert not (tmp_path / "policy").exists()
+
+
+def test_answers_in_words_need_an_end_token(codec: ScidCodec) -> None:
+    endless = tiny_tokenizer(codec)
+    endless.eos_token = None
+    tasks = opened(codec, endless, tiny_model(len(endless)), rows_of(codec, [6]))
+    for name, task in tasks.items():
+        if name in IN_WORDS:
+            with pytest.raises(CannotTrain, match=f"{name} answers in words.*eos_token"):
+                require_samples(name, task)
+        else:
+            require_samples(name, task)
 
 
 def test_a_tokenizer_that_splits_scids_and_a_short_context_are_refused(
