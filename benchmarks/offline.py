@@ -14,6 +14,7 @@ name, each with command, commit, device, date and seconds. ``--json``: the last 
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import subprocess
@@ -31,8 +32,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from benchmarks.baselines.models import RowUnavailableError, Shelf
-from benchmarks.baselines.policies import POLICIES, measured_policy
+from benchmarks.baselines.models import PARTS, RowUnavailableError, Shelf
+from benchmarks.baselines.policies import POLICIES, measured_policy, policy_key
 from benchmarks.baselines.reading import Dataset, read
 from trainer.metrics import COLUMN_WORDS, COLUMNS, Bootstrap, ListShape, Ranked, rank_scores
 from trainer.settings import SasRecSettings, TrainerSettings
@@ -186,9 +187,7 @@ def measured(
     began = time.perf_counter()
     for seed in range(wanted.seeds if row.seeded else 1):
         scope = (data.name, wanted.back, wanted.users or "all", row.name, seed)
-        if row.name in POLICIES:
-            scope = (*scope, *wanted.beam, wanted.settings.stem if wanted.settings else "defaults")
-        file = keep / ("-".join(map(str, scope)) + ".npz")
+        file = keep / ("-".join([*map(str, scope), *settings_key(row.name, trainer, wanted.beam)]) + ".npz")
         if not file.is_file():
             try:
                 run = one_run(row, seed, data, shelf, keep, wanted, trainer)
@@ -222,6 +221,15 @@ def measured(
         "device": device(wanted),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def settings_key(name: str, trainer: TrainerSettings, beams: Sequence[int]) -> list[str]:
+    """What besides data and seed a kept run of this row depends on."""
+    if name in POLICIES:
+        return [policy_key(name, trainer), *map(str, beams)]
+    if name in ("sasrec", *PARTS):
+        return [hashlib.sha256(trainer.sft.sasrec.model_dump_json().encode()).hexdigest()[:8]]
+    return []
 
 
 def one_run(

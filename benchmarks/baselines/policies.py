@@ -1,5 +1,6 @@
 """Our own pipeline as rows of the benchmark: a codec and a base policy a seed, under several settings."""
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from trainer.evaluation import RankingCase, beam_plan, rank_catalogue
 from trainer.metrics import COLUMNS, CUTOFFS, Ranked
 from trainer.settings import AlignmentSettings, CollaborativeSettings, TrainerSettings
 from trainer.sft import train_sft
+from trainer.sft.tasks import CatalogueText
 from trainer.tokenization import fit_codec
 from trainer.tokenization.text import item_texts
 
@@ -39,6 +41,13 @@ POLICIES: dict[str, Callable[[TrainerSettings], TrainerSettings]] = {
 }
 
 
+def policy_key(name: str, settings: TrainerSettings) -> str:
+    """Names the settings of a row: a policy kept for others is not taken for it."""
+    wanted = POLICIES[name](settings)
+    text = wanted.tokenization.model_dump_json() + wanted.sft.model_dump_json()
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def measured_policy(
     name: str,
     seed: int,
@@ -58,7 +67,7 @@ def measured_policy(
     if name == "tiger-like" and not data.has_titles:
         raise RowUnavailableError("the data set has no titles to make codes of")
     wanted = POLICIES[name](settings)
-    place = keep / f"{data.name}-{name}-{seed}"
+    place = keep / f"{data.name}-{name}-{policy_key(name, settings)}-{seed}"
     began = time.perf_counter()
     histories = [[str(item) for item in history] for history in data.training]
     if not (place / "codec").is_dir():
@@ -71,6 +80,7 @@ def measured_policy(
             wanted.sft.model_copy(update={"seed": seed}),
             place / "policy",
             texts=item_texts(data.items),
+            catalogue=CatalogueText.of(data.items),
             lineage={"leave_out": HELD_BACK},
             device=device,
             checkpoint=place / "checkpoint",

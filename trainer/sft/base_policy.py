@@ -23,6 +23,9 @@ from trainer.settings import SftSettings
 from .data import TokenMap, windows_of
 from .presets import open_backbone
 from .sasrec import SasRec
+from .tasks import NO_TEXT, CatalogueText, Mixture
+from .tasks.mixture import require_context
+from .tasks.writing import require_whole_scids
 from .teacher import Teacher
 from .training import Progress, train_next_item
 from .user_scids import UserScids
@@ -46,6 +49,9 @@ class SftReport:
     unknown_items: int
     """Items of the histories that the codec does not know; they were left out."""
     seconds: float
+    tasks: dict[str, dict[str, Any]]
+    """Of each task with text: weight, samples a step, samples there are, skipped for want of text, and the
+    mean loss of each epoch, nats a token."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -59,6 +65,7 @@ def train_sft(
     out: Path,
     *,
     texts: Iterable[str] = (),
+    catalogue: CatalogueText = NO_TEXT,
     popularity: Sequence[str] | None = None,
     version: str = "base",
     lineage: Mapping[str, Any] | None = None,
@@ -69,7 +76,9 @@ def train_sft(
     """Train the base policy on next-item prediction and write the policy directory ``out`` (kind "full").
 
     ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
-    of a preset. ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
+    of a preset. ``catalogue``: titles, texts and categories, for the tasks that
+    ``settings.tasks`` gives a weight. ``popularity``: item ids, most liked first; default: by occurrences in
+    ``histories``.
     ``checkpoint``: folder for the state of an interrupted run; a call with the same input continues it and
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
     weights (CPU, same threads).
@@ -100,12 +109,17 @@ def train_sft(
         seed=settings.seed,
         items=most_frequent(indexed, len(codec), settings.item_tokens),
     )
-    tokens = token_map(PromptTokens(backbone.tokenizer, codec))
+    prompt = PromptTokens(backbone.tokenizer, codec)
+    require_whole_scids(backbone.tokenizer, prompt)
+    require_context(backbone.model, prompt)
+    tokens = token_map(prompt)
+    scids = UserScids.of(codec, indexed)
+    mixture = Mixture.of(settings, codec, backbone.tokenizer, backbone.model, indexed, scids, catalogue)
     teacher = None
     if settings.teacher_weight > 0:
         teacher = _teacher(indexed, len(codec), settings, place)
     rate = settings.learning_rate or backbone.learning_rate
-    key = run_key(codec, indexed, settings, texts)
+    key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
     trained = train_next_item(
         backbone.model,
@@ -117,7 +131,8 @@ def train_sft(
         checkpoint=state,
         run_key=key,
         teacher=teacher,
-        scids=UserScids.of(codec, indexed),
+        scids=scids,
+        mixture=mixture,
         progress=progress,
     )
     report = SftReport(
@@ -131,6 +146,7 @@ def train_sft(
         resumed_at=trained.resumed_at,
         unknown_items=sum(map(len, histories)) - sum(map(len, indexed)),
         seconds=time.perf_counter() - started,
+        tasks={} if mixture is None else mixture.report(trained.task_losses),
     )
     facts = {"settings": {"sft": settings.model_dump(mode="json")}, "metrics": {"sft": report.as_dict()}}
     write_policy(
@@ -200,7 +216,11 @@ def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run_key(
-    codec: ScidCodec, indexed: Sequence[np.ndarray[Any, Any]], settings: SftSettings, texts: Sequence[str]
+    codec: ScidCodec,
+    indexed: Sequence[np.ndarray[Any, Any]],
+    settings: SftSettings,
+    texts: Sequence[str],
+    catalogue: CatalogueText = NO_TEXT,
 ) -> str:
     """Names a training by all that determines it; a checkpoint of another training is not continued.
 
@@ -213,6 +233,9 @@ def run_key(
         digest.update(len(history).to_bytes(8, "little") + history.tobytes())
     for text in texts:
         digest.update(text.encode() + b"\0")
+    if any(settings.tasks.weights.values()):
+        for part in catalogue.parts():
+            digest.update(part)
     return digest.hexdigest()
 
 

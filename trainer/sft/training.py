@@ -7,8 +7,8 @@ so a resumed run needs the weights, the optimizer's state and one number, and go
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from trainer.settings import SftSettings
 
 from .arithmetic import arithmetic, autocast_type
 from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, spell, tree_batch
+from .tasks.mixture import Mixture, task_gradients
 from .teacher import Teacher
 from .user_scids import UserScids
 
@@ -41,6 +42,8 @@ class Step:
     """Mean over samples and levels, in nats."""
     learning_rate: float
     tokens_per_s: float
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss of each task with text, in nats a token."""
 
 
 Progress = Callable[[Step], None]
@@ -60,6 +63,8 @@ class Trained:
     seconds: float
     resumed_at: int
     """Step at which this process took over; 0 for an uninterrupted run."""
+    task_losses: dict[str, list[float]] = field(default_factory=dict)
+    """Of each task with text, the mean loss of each epoch, in nats a token."""
 
 
 def train_next_item(
@@ -74,11 +79,13 @@ def train_next_item(
     run_key: str = "",
     teacher: Teacher | None = None,
     scids: UserScids | None = None,
+    mixture: Mixture | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
 
-    ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them.
+    ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them. ``mixture``: tasks with text
+    that every step learns from besides.
 
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
@@ -107,21 +114,36 @@ def train_next_item(
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
             loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
+            told: dict[str, float] = {}
+            if mixture is not None:
+                texts = mixture.step(epoch, number)
+                told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
+                used += more
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             read += used
-            state = state.after(step, epoch, loss, sum(len(w.items) - w.first for w in chosen))
+            state = state.after(step, epoch, loss, sum(len(w.items) - w.first for w in chosen), told)
             if progress is not None:
                 speed = read / max(time.perf_counter() - started, 1e-9)
-                progress(Step(step, steps, epoch + (number + 1) / len(epoch_batches), loss, rate, speed))
+                progress(
+                    Step(step, steps, epoch + (number + 1) / len(epoch_batches), loss, rate, speed, told)
+                )
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
             if checkpoint is not None and due:
                 kept.save(asdict(state), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     model.to("cpu").eval()
     samples = sum(len(window.items) - window.first for window in windows)
-    return Trained(steps, state.epoch_means(), samples, read, time.perf_counter() - started, resumed_at)
+    return Trained(
+        steps,
+        state.epoch_means(),
+        samples,
+        read,
+        time.perf_counter() - started,
+        resumed_at,
+        state.task_means(),
+    )
 
 
 def accumulate(
@@ -210,18 +232,29 @@ class _State:
     step: int = 0
     sums: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
+    tasks: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    """Of each task, [sum of the steps' mean losses, steps] an epoch."""
 
-    def after(self, step: int, epoch: int, loss: float, samples: int) -> "_State":
+    def after(self, step: int, epoch: int, loss: float, samples: int, told: Mapping[str, float]) -> "_State":
         sums, counts = list(self.sums), list(self.counts)
         while len(sums) <= epoch:
             sums.append(0.0)
             counts.append(0)
         sums[epoch] += loss * samples
         counts[epoch] += samples
-        return _State(step, tuple(sums), tuple(counts))
+        tasks = {name: [list(epoch) for epoch in epochs] for name, epochs in self.tasks.items()}
+        for name, of_task in told.items():
+            epochs = tasks.setdefault(name, [])
+            epochs += [[0.0, 0] for _ in range(epoch + 1 - len(epochs))]
+            epochs[epoch][0] += of_task
+            epochs[epoch][1] += 1
+        return _State(step, tuple(sums), tuple(counts), tasks)
 
     def epoch_means(self) -> list[float]:
         return [total / count for total, count in zip(self.sums, self.counts, strict=True) if count]
+
+    def task_means(self) -> dict[str, list[float]]:
+        return {name: [total / count for total, count in epochs] for name, epochs in self.tasks.items()}
 
 
 def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, device: str) -> _State:
@@ -231,4 +264,5 @@ def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, devi
     model.load_state_dict(saved.states["model"])
     optimizer.load_state_dict(saved.states["optimizer"])
     log.info("checkpoint=%s resumed_at_step=%d", kept.directory, saved.facts["step"])
-    return _State(saved.facts["step"], tuple(saved.facts["sums"]), tuple(saved.facts["counts"]))
+    facts = saved.facts
+    return _State(facts["step"], tuple(facts["sums"]), tuple(facts["counts"]), facts.get("tasks", {}))
