@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from benchmarks import offline, sft_speed
 from benchmarks.baselines.models import Factors, Fusion, Mixture
+from benchmarks.baselines.policies import POLICIES, policy_key
 from benchmarks.baselines.reading import read
 from benchmarks.baselines.simple import ItemKnn, Popularity
 from trainer.metrics import rank_scores
-from trainer.settings import SftSettings
+from trainer.settings import SftSettings, TaskSettings, TrainerSettings
 from trainer.sft.data import windows_of
 from trainer.sft.training import accumulate
 
@@ -126,6 +127,41 @@ def test_rows_are_recorded_and_merged_by_name(
         direct["unseen"].means["ndcg@10"], abs=1e-5
     )
     assert list(keep.glob("little-1-all-sasrec-*.npz"))
+
+
+def test_the_likes_of_other_models_are_our_settings_with_parts_left_out() -> None:
+    rich = TrainerSettings(
+        sft=SftSettings(teacher_weight=0.5, item_tokens=100, tasks=TaskSettings(item_to_text=1.0))
+    )
+    plain = POLICIES["tiger-like"](rich)
+    assert (plain.sft.teacher_weight, plain.sft.item_tokens) == (0.0, 0)
+    assert not any(plain.sft.tasks.weights.values())
+    assert (plain.tokenization.users, plain.tokenization.collaborative.method) == (False, "none")
+    assert POLICIES["letter-tiger-like"](rich).tokenization.collaborative == rich.tokenization.collaborative
+    assert POLICIES["ours"](rich) == rich
+    # A policy kept under other settings is never taken for one under these.
+    assert len({policy_key(name, one) for name in POLICIES for one in (rich, TrainerSettings())}) == 4
+
+
+@pytest.mark.slow
+def test_our_pipeline_is_a_row(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        "trainer: {sft: {backbone: demo, epochs: 40, samples_per_step: 64, text_vocabulary: 300},"
+        " tokenization: {hidden: [16], code_dimension: 8, steps: 40, collaborative: {epochs: 1},"
+        " alignment: {epochs: 1}}}\n"
+    )
+    keep = tmp_path / "keep"
+    line = [str(folder), "--rows", "tiger-like", "ours", "--seeds", "1", "--only", "--json"]
+    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5"])
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    for row in rows:
+        assert row["unseen"]["recall@100"][0] == 1.0  # 40 items
+        assert row["unseen"]["recall@10"][0] > 0.3  # a quarter by chance
+        assert row["unseen"]["depth"] == 10
+    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5"])  # kept
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["unseen"] for row in again] == [row["unseen"] for row in rows]
 
 
 def test_our_loop_and_the_padded_one_have_the_same_loss(folder: Path, one_thread: None) -> None:
