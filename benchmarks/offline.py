@@ -100,8 +100,12 @@ class Run:
     """A row under one seed."""
 
     columns: dict[str, Ranked]
-    seconds: float
+    train_seconds: float
     """Of training (and, for a policy, tokenization)."""
+    seconds: float
+    """Of all, with measuring."""
+    origin: dict[str, str]
+    """Commit, device and date."""
 
 
 def main(line: Sequence[str] | None = None) -> None:
@@ -184,7 +188,6 @@ def measured(
 ) -> dict[str, Any]:
     """Facts of a row over its seeds, or why it cannot be run."""
     runs = []
-    began = time.perf_counter()
     for seed in range(wanted.seeds if row.seeded else 1):
         scope = (data.name, wanted.back, wanted.users or "all", row.name, seed)
         file = keep / ("-".join([*map(str, scope), *settings_key(row.name, trainer, wanted.beam)]) + ".npz")
@@ -214,12 +217,10 @@ def measured(
         shapes = [asdict(run.columns[column].shape) for run in runs]
         facts[column] |= {name: round(float(np.mean([one[name] for one in shapes])), 5) for name in shapes[0]}
     return facts | {
-        "train_seconds": round(float(np.mean([run.seconds for run in runs])), 1),
-        "seconds": round(time.perf_counter() - began, 1),
+        "train_seconds": round(float(np.mean([run.train_seconds for run in runs])), 1),
+        "seconds": round(sum(run.seconds for run in runs), 1),
         "command": command_line(row.name, wanted),
-        "commit": commit(),
-        "device": device(wanted),
-        "date": datetime.now(UTC).date().isoformat(),
+        **runs[-1].origin,
     }
 
 
@@ -242,13 +243,17 @@ def one_run(
     trainer: TrainerSettings,
 ) -> Run:
     """Fit and measure."""
+    began = time.perf_counter()
     if row.name in POLICIES:
         columns, seconds = measured_policy(
             row.name, seed, data, trainer, keep, beams=wanted.beam, depth=DEPTH, device=wanted.device
         )
-        return Run(columns, seconds)
-    model, seconds = shelf.model(row.name, seed)
-    return Run(rank_scores(model, data.histories, data.targets, data.order, depth=DEPTH), seconds)
+    else:
+        model, seconds = shelf.model(row.name, seed)
+        columns = rank_scores(model, data.histories, data.targets, data.order, depth=DEPTH)
+    date = datetime.now(UTC).date().isoformat()
+    origin = {"commit": commit(), "device": device(wanted), "date": date}
+    return Run(columns, seconds, time.perf_counter() - began, origin)
 
 
 def facts_of(row: Row, dataset: str) -> dict[str, Any]:
@@ -266,7 +271,8 @@ def save(file: Path, run: Run) -> None:
         for name, values in ranked.per_user.items()
     }
     shapes = {column: asdict(ranked.shape) for column, ranked in run.columns.items()}
-    facts = json.dumps({"shapes": shapes, "seconds": run.seconds})
+    kept = {"train_seconds": run.train_seconds, "seconds": run.seconds, "origin": run.origin}
+    facts = json.dumps({"shapes": shapes, **kept})
     part = file.with_suffix(".part")
     with part.open("wb") as out:
         np.savez_compressed(out, facts=np.array(facts), **arrays)
@@ -283,7 +289,7 @@ def load(file: Path) -> Run:
                 column, metric = name.split("/")
                 tables[column][metric] = arrays[name].astype(np.float64)
     columns = {column: Ranked(tables[column], ListShape(**facts["shapes"][column])) for column in COLUMNS}
-    return Run(columns, facts["seconds"])
+    return Run(columns, facts["train_seconds"], facts["seconds"], facts["origin"])
 
 
 def record(file: Path, facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> None:
