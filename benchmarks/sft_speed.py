@@ -6,8 +6,9 @@ The same model from the same weights, the same histories, the same targets a ste
 reads a history once for all its targets (trainer.sft.data); the others get every target of every history as
 a sequence of its own, the prompt masked: ``trainer`` pads a batch to its longest sequence, ``trainer, by
 length`` also puts sequences of like length together, ``fewer at once`` puts a quarter of them through the
-model at a time, ``trl`` packs them (SFTTrainer, completion-only loss). Everybody runs in bfloat16 autocast and in float32, and is judged by its faster one. A loop runs for
-``--seconds`` of CPU time, which other work on the machine does not stretch; its first step is not counted.
+model at a time, ``trl`` packs them (SFTTrainer, completion-only loss). Everybody runs in bfloat16 autocast
+and in float32, and is judged by its faster one. A loop runs for ``--seconds`` of CPU time, which other work
+on the machine does not stretch; its first step is not counted.
 
 Targets/s is what counts. Tokens/s are those of the separate sequences without padding, prompt and answer,
 whoever reads them: targets/s times their mean length, so that the two have the same ratio.
