@@ -95,6 +95,11 @@ class PromptTokens:
         return len(self.begin) + HISTORY * self.codec.levels + len(self.user_levels) + 1
 
     @property
+    def own(self) -> list[int]:
+        """The codec's token ids, ascending: ``<recommend>``, items' and users' SCIDs."""
+        return sorted({self.recommend, *np.concatenate([*self.levels, *self.user_levels]).tolist()})
+
+    @property
     def highest(self) -> int:
         """The highest token id of a prompt or an answer: a model has to embed it."""
         return max(self.recommend, *(int(level.max()) for level in (*self.levels, *self.user_levels)))

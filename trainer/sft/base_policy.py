@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
 
 from .data import TokenMap, windows_of
+from .lora import plain, with_lora
 from .presets import open_backbone
 from .teacher import Teacher
 from .training import Progress, train_next_item
@@ -33,6 +35,8 @@ class SftReport:
 
     backbone: str
     parameters: int
+    trained_parameters: int
+    """Fewer where LoRA trained it."""
     users: int
     """Histories with at least two items the codec knows."""
     samples: int
@@ -91,10 +95,21 @@ def train_sft(
             "or fit the codec to this catalogue with `align3gr tokenize`"
         )
     texts = list(texts)
-    backbone = open_backbone(
-        settings.backbone, codec, texts, text_vocabulary=settings.text_vocabulary, seed=settings.seed
+    reopen = partial(
+        open_backbone,
+        settings.backbone,
+        codec,
+        texts,
+        text_vocabulary=settings.text_vocabulary,
+        seed=settings.seed,
+        new_tokens=settings.new_tokens,
     )
-    tokens = token_map(PromptTokens(backbone.tokenizer, codec))
+    backbone = reopen(quantization=settings.quantization, device=place)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
+    spoken = PromptTokens(backbone.tokenizer, codec)
+    tokens = token_map(spoken)
+    model = with_lora(backbone, settings.lora, spoken.own, seed=settings.seed)
+    trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     teacher = None
     if settings.teacher_weight > 0:
         teacher = Teacher.of(indexed, len(codec), keep=settings.teacher_items, weight=settings.teacher_weight)
@@ -102,7 +117,7 @@ def train_sft(
     key = run_key(codec, indexed, settings, texts)
     state = None if checkpoint is None else checkpoint / key[:16]
     trained = train_next_item(
-        backbone.model,
+        model,
         windows,
         tokens,
         settings,
@@ -116,7 +131,8 @@ def train_sft(
     )
     report = SftReport(
         backbone=backbone.name,
-        parameters=sum(p.numel() for p in backbone.model.parameters()),
+        parameters=parameters,
+        trained_parameters=trained_parameters,
         users=len({window.user for window in windows}),
         samples=trained.samples,
         steps=trained.steps,
@@ -130,7 +146,7 @@ def train_sft(
     write_policy(
         out,
         version=version,
-        model=backbone.model,
+        model=plain(model, lambda: reopen().model),
         tokenizer=backbone.tokenizer,
         codec=codec,
         popularity=by_popularity(histories) if popularity is None else popularity,

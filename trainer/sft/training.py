@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from policies.attention import attention_argument
 from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
-from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+from .data import IntArray, TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+from .lora import keep_all, keep_less, load_trained, seeded, trained_state
 from .teacher import Teacher
 from .user_scids import UserScids
 
@@ -83,16 +84,17 @@ def train_next_item(
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
     """
-    batches = [
-        batches_of(windows, targets=settings.samples_per_step, seed=settings.seed, epoch=epoch)
-        for epoch in range(settings.epochs)
-    ]
+    batches = epochs_of(windows, settings)
     steps = sum(len(epoch) for epoch in batches)
-    model.to(device).train()
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+    model.train()
     optimizer = adamw(model, learning_rate, settings.weight_decay, device)
     kept = Checkpoint(checkpoint, run_key)
     state = _resume(kept, model, optimizer, device)
     cast = autocast_type(settings.precision, device)
+    if settings.gradient_checkpointing:
+        keep_less(model, lambda: attention_kernels(device, cast))
     started, read, resumed_at = time.perf_counter(), 0, state.step
 
     step = 0
@@ -106,7 +108,8 @@ def train_next_item(
                 group["lr"] = rate
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
-            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
+            with seeded(settings.seed, epoch, number, 3):
+                loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -118,10 +121,28 @@ def train_next_item(
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
             if checkpoint is not None and due:
-                kept.save(asdict(state), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    model.to("cpu").eval()
+                kept.save(asdict(state), {"model": trained_state(model), "optimizer": optimizer.state_dict()})
+    if settings.gradient_checkpointing:
+        keep_all(model)
+    if not getattr(model, "is_quantized", False):
+        model.to("cpu")
+    model.eval()
     samples = sum(len(window.items) - window.first for window in windows)
     return Trained(steps, state.epoch_means(), samples, read, time.perf_counter() - started, resumed_at)
+
+
+def epochs_of(windows: Sequence[Window], settings: SftSettings) -> list[list[IntArray]]:
+    """The batches of every pass: as many passes as settings say, or as ``steps`` take, the last cut off."""
+    epochs: list[list[IntArray]] = []
+    left = settings.steps
+    while len(epochs) < settings.epochs if left is None else left > 0:
+        batches = batches_of(
+            windows, targets=settings.samples_per_step, seed=settings.seed, epoch=len(epochs)
+        )
+        epochs.append(batches[:left])
+        if left is not None:
+            left -= len(epochs[-1])
+    return epochs
 
 
 def accumulate(
@@ -225,10 +246,15 @@ def arithmetic(device: str, cast: torch.dtype | None) -> Iterator[None]:
     if cast is None:
         yield
         return
-    kind = device.split(":")[0]
-    fused = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
-    with torch.autocast(kind, dtype=cast), fused:
+    with torch.autocast(device.split(":")[0], dtype=cast), attention_kernels(device, cast):
         yield
+
+
+def attention_kernels(device: str, cast: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Which kernels attention may run, see ``arithmetic``; autocast aside, activations are computed under it
+    again where they were not kept."""
+    narrow_on_cpu = cast is not None and device.split(":")[0] == "cpu"
+    return sdpa_kernel(SDPBackend.MATH) if narrow_on_cpu else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -256,7 +282,7 @@ def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, devi
     saved = kept.load(device)
     if saved is None:
         return _State()
-    model.load_state_dict(saved.states["model"])
+    load_trained(model, saved.states["model"])
     optimizer.load_state_dict(saved.states["optimizer"])
     log.info("checkpoint=%s resumed_at_step=%d", kept.directory, saved.facts["step"])
     return _State(saved.facts["step"], tuple(saved.facts["sums"]), tuple(saved.facts["counts"]))
