@@ -148,7 +148,7 @@ class SftSettings(BaseModel):
     text_vocabulary: Annotated[int, Field(ge=257)] | None = None
     """Byte-level BPE tokens of a preset's own tokenizer, fitted to the catalogue; none: the preset's."""
     lora: LoraSettings = LoraSettings()
-    """Full fine-tuning or LoRA. Either way the rows of the codec's tokens are trained, in embedding and head."""
+    """Full fine-tuning or LoRA; either way the codec's tokens are trained, in embedding and head."""
     new_tokens: Literal["mean", "codebook"] = "mean"
     """What the rows of the codec's tokens start from: ``mean``, the mean of the rows there are (a preset: its
     random start); ``codebook``, the codebook vectors, so that codes that mean alike start alike."""

@@ -1,7 +1,7 @@
-"""LoRA for SFT: low-rank matrices on every projection, and rows of the codec's tokens, beside frozen weights.
+"""LoRA for SFT: low-rank matrices on every projection and the rows of the codec's tokens, all else frozen.
 
-peft trains the rows (``trainable_token_indices``): of the embedding, which a tied head shares, or of embedding
-and head each. At the end all of it is added into the weights: what SFT gives is always a plain model.
+peft trains the rows (``trainable_token_indices``): of the embedding, which a tied head shares, or of both.
+At the end all of it is added into the weights: what SFT gives is always a plain model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -75,15 +75,13 @@ def with_lora(backbone: Backbone, settings: LoraSettings, rows: list[int], *, se
 def plain(model: Any, reopen: Callable[[], Any]) -> Any:
     """The model with what LoRA learned added into its weights, on the CPU; itself where there was no LoRA.
 
-    ``reopen``: makes the backbone's model as it was before, in full precision; called for a quantized one, whose
-    own weights are too coarse to add to.
+    ``reopen``: makes the backbone's model as it was before, in full precision; called for a quantized one,
+    whose own weights are too coarse to add to.
     """
     if not hasattr(model, "peft_config"):
         return model
-    if not getattr(model, "is_quantized", False):
-        merged = model.merge_and_unload()
-    else:
-        merged = onto(reopen(), model)
+    quantized = getattr(model, "is_quantized", False)
+    merged = onto(reopen(), model) if quantized else model.merge_and_unload()
     for weight in merged.parameters():
         weight.requires_grad_(True)
     return merged.eval()
@@ -142,7 +140,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 def _rows_by_module(model: Any, rows: list[int]) -> list[int] | dict[str, list[int]]:
-    """As peft wants them: a list trains the embedding and a head tied to it, a dictionary each by its name."""
+    """As peft wants them: a list for an embedding and a head tied to it, else a list each, by name."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is embedding.weight:
         return rows

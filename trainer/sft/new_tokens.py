@@ -39,21 +39,23 @@ def start_rows(
 ) -> None:
     """Give the model a row for every token of ``tokenizer`` and start those of ``fresh``, in place.
 
-    ``known``: tokens there were before; their rows say what a row looks like. Rows that a vocabulary rounded
-    up has to spare are used first and started like any other. ``how``: "keep" (the random start of a model
-    from scratch), "mean" or "codebook". Raises CannotTrain for "codebook" with a codec without a quantizer.
+    ``known``: one more than the highest id there was before; the rows below say what a row looks like. Rows
+    that a vocabulary rounded up has to spare are used first and started like any other. ``how``: "keep" (the
+    random start of a model from scratch), "mean" or "codebook". Raises CannotTrain for "codebook" with a
+    codec without a quantizer.
     """
     vocabulary = tokenizer.get_vocab()
     old = model.get_input_embeddings().weight.shape[0]
     if max(vocabulary.values()) >= old:
         model.resize_token_embeddings(max(vocabulary.values()) + 1, mean_resizing=False)
-    added = [vocabulary[name] for name in fresh]
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= known:
-        added.append(tokenizer.pad_token_id)
+    first = min(known, old)
+    added = sorted(
+        {vocabulary[name] for name in fresh} | {row for row in vocabulary.values() if row >= first}
+    )
     if not added:
         return
     for weight in _matrices(model):
-        rows = weight.detach()[: min(known, old)].float().cpu()
+        rows = weight.detach()[:first].float().cpu()
         mean, spread = rows.mean(dim=0), rows.std(dim=0)
         if how != "keep":
             noise = torch.randn(len(added), len(mean), generator=torch.Generator().manual_seed(seed))

@@ -121,7 +121,7 @@ def _from_scratch(
 
     preset = PRESETS[name]
     tokenizer = byte_level_tokenizer(texts, text_vocabulary or preset.text_vocabulary)
-    known = len(tokenizer)
+    known = max(tokenizer.get_vocab().values()) + 1
     extend_tokenizer(tokenizer, codec)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
