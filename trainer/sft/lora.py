@@ -133,7 +133,7 @@ def keep_all(model: Any) -> None:
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
     """Dropout's random numbers from ``numbers`` alone; the process's own come back afterwards."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         yield
