@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from .attention import attention_argument
 from .errors import PoliciesError
+from .head import said
 from .trie import ScidTrie
 
 NOBODY = -float("inf")
@@ -261,8 +262,7 @@ class _Search:
             use_cache=True,
             logits_to_keep=keep,
         )
-        logits: torch.Tensor = output.logits
-        return logits.float()
+        return said(self.model, output.logits).float()
 
 
 def _condition(gumbel: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:

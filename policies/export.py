@@ -71,6 +71,7 @@ def export_policy(directory: Path, out: Path, *, policies: Path | None = None) -
 def facts_of(policy: Policy) -> dict[str, Any]:
     """align3gr.json: the prompt template, how SCIDs map to items, where the policy comes from, an example."""
     codec, tokens = policy.codec, policy.tokens
+    own = int((tokens.own >= 0).sum())
     words = policy.tokenizer.convert_ids_to_tokens
     history = list(codec.item_ids[: min(3, len(codec) - 1)])
     answer = codec.item_ids[-1]
@@ -83,7 +84,8 @@ def facts_of(policy: Policy) -> dict[str, Any]:
             "tokens": f"{{begin}}{{items}}{{user}}{RECOMMEND}",
             "begin": words(list(tokens.begin)),
             "items": f"the last {HISTORY} items of the history that have an SCID, oldest first, the tokens "
-            "of each one's SCID in the order of levels, nothing between them",
+            "of each one's SCID in the order of levels, nothing between them"
+            + ("; an item that has a token <item_{row}> of its own stands as that token" if own else ""),
             "user": "the tokens of the user's SCID, worked out from these items by codec/quantizer/users"
             if codec.user_sizes
             else "nothing",
@@ -93,7 +95,8 @@ def facts_of(policy: Policy) -> dict[str, Any]:
         "answer": {
             "tokens": codec.levels,
             "end": "none: an answer is exactly these tokens",
-            "score": "the sum of the log-probabilities of its tokens, over the whole vocabulary",
+            "score": "the sum of the log-probabilities of its tokens, over "
+            + ("the tokens before config.json's read_only_from" if own else "the whole vocabulary"),
             "valid": "an answer is an item only where codec/codes.safetensors has it: search among these "
             "(a trie), leave out what the user has seen",
         },
@@ -108,6 +111,7 @@ def facts_of(policy: Policy) -> dict[str, Any]:
                 for letter, size in zip("abcdefghijklmnopqrstuvwxyz", codec.user_sizes, strict=False)
             ],
             "items": len(codec),
+            "items_with_own_token": own,
             "quantizer_hash": codec.quantizer_hash,
             "item_map_hash": codec.item_map_hash,
         },

@@ -4,11 +4,16 @@
 is exactly the L tokens of one SCID, without an end token. SCID tokens are special tokens, so that free text
 which happens to contain "<a_12>" is encoded as plain text (``text_ids``) and is never mistaken for an item.
 
+Items may have a token of their own, ``<item_7>`` (the row of the codec, which never changes): in a history it
+stands in place of the item's codes, never in an answer. It tells apart what codes alone keep alike, and makes
+the prompt a third as long; an item without one is shown by its codes.
+
 With a codec that has SCIDs for users, the user's own stands behind the history, ``... <ua_3><ub_7><uc_1>
 <recommend>``, worked out from exactly the items in front of it: prompts of one history share their beginning,
 and nothing that came later can leak in.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -23,8 +28,8 @@ from .users import Histories
 TEMPLATE_VERSION = "1"
 """Moves whenever a change here makes the same history another prompt; a policy names the one it learned.
 
-SCIDs of users did not move it: a codec without them makes the prompt it always made, and which users' SCIDs
-a policy learned is in its codec's quantizer hash."""
+SCIDs of users and tokens of items did not move it: without them the prompt is the one it always was. Which
+users' SCIDs a policy learned is in its codec's quantizer hash, which items' tokens in its tokenizer."""
 
 HISTORY = 20
 """Items of the history in a prompt (the paper's own limit)."""
@@ -34,9 +39,13 @@ RECOMMEND = "<recommend>"
 
 PAD = "<pad>"
 
+_ITEM_TOKEN = re.compile(r"<item_(\d+)>")
 
-def extend_tokenizer(tokenizer: Any, codec: ScidCodec) -> int:
+
+def extend_tokenizer(tokenizer: Any, codec: ScidCodec, *, items: Sequence[int] = ()) -> int:
     """Add the codec's SCID tokens, ``<recommend>`` and, where it has none, a pad token; all special.
+
+    ``items``: rows of the codec that get a token of their own.
 
     Returns how many were added: resize the model's embeddings to ``len(tokenizer)`` afterwards. Calling it
     twice adds nothing the second time.
@@ -44,11 +53,24 @@ def extend_tokenizer(tokenizer: Any, codec: ScidCodec) -> int:
     from tokenizers import AddedToken
 
     names = [RECOMMEND, *scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
-    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
-    added = int(tokenizer.add_tokens(tokens, special_tokens=True))
+    names += [item_token(row) for row in items]
+    added = 0
     if tokenizer.pad_token_id is None:
         added += int(tokenizer.add_special_tokens({"pad_token": PAD}))
-    return added
+    tokens = [AddedToken(name, special=True, normalized=False) for name in names]
+    return added + int(tokenizer.add_tokens(tokens, special_tokens=True))
+
+
+def first_item_token(tokenizer: Any) -> int | None:
+    """The lowest id of an item's own token; none: there are none. They are the last of a vocabulary that
+    ``extend_tokenizer`` has made."""
+    ids = [token for name, token in tokenizer.get_vocab().items() if _ITEM_TOKEN.fullmatch(name)]
+    return min(ids, default=None)
+
+
+def item_token(row: int) -> str:
+    """The name of an item's own token, from its row of the codec."""
+    return f"<item_{row}>"
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:
@@ -83,6 +105,12 @@ class PromptTokens:
         """For each level, code -> token id."""
         self.user_levels: tuple[NDArray[np.int64], ...] = tuple(by_level[codec.levels :])
         """The same for users' SCIDs; empty for a codec without them."""
+        self.own: NDArray[np.int64] = np.full(len(codec), -1, dtype=np.int64)
+        """[n_items]: the token an item has of its own, -1 for none."""
+        for name, token in vocabulary.items():
+            found = _ITEM_TOKEN.fullmatch(name)
+            if found is not None and int(found[1]) < len(codec):
+                self.own[int(found[1])] = token
         self._item_tokens = np.stack(
             [level[codec.codes[:, i]] for i, level in enumerate(self.levels)], axis=1
         )
@@ -95,14 +123,16 @@ class PromptTokens:
         return len(self.begin) + HISTORY * self.codec.levels + len(self.user_levels) + 1
 
     @property
-    def own(self) -> list[int]:
-        """The codec's token ids, ascending: ``<recommend>``, items' and users' SCIDs."""
-        return sorted({self.recommend, *np.concatenate([*self.levels, *self.user_levels]).tolist()})
+    def ids(self) -> list[int]:
+        """The codec's token ids, ascending: ``<recommend>``, items' and users' SCIDs, items' own tokens."""
+        own = self.own[self.own >= 0]
+        return sorted({self.recommend, *np.concatenate([*self.levels, *self.user_levels, own]).tolist()})
 
     @property
     def highest(self) -> int:
         """The highest token id of a prompt or an answer: a model has to embed it."""
-        return max(self.recommend, *(int(level.max()) for level in (*self.levels, *self.user_levels)))
+        levels = (int(level.max()) for level in (*self.levels, *self.user_levels))
+        return max(self.recommend, int(self.own.max(initial=-1)), *levels)
 
     def answer(self, item_id: str) -> list[int]:
         """The L tokens of an item's SCID. Raises CodecError for an item that has none."""
@@ -129,8 +159,16 @@ class PromptTokens:
         return np.array(found[::-1], dtype=np.int64)
 
     def body(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The SCID tokens of items given as rows of the codec: int64 [n] -> [n L]."""
-        tokens: NDArray[np.int64] = self._item_tokens[rows].reshape(-1)
+        """What stands for items in a history: the item's own token or its SCID's; int64 [n] rows -> [m]."""
+        own = self.own[rows]
+        if (own < 0).all():
+            spelled: NDArray[np.int64] = self._item_tokens[rows].reshape(-1)
+            return spelled
+        shown = self._item_tokens[rows].copy()
+        there = np.ones_like(shown, dtype=np.bool_)
+        shown[own >= 0, 0] = own[own >= 0]
+        there[own >= 0, 1:] = False
+        tokens: NDArray[np.int64] = shown[there]
         return tokens
 
     def users(self, histories: Histories) -> NDArray[np.int64]:

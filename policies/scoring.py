@@ -7,9 +7,10 @@ answer's last token is never fed (nothing is predicted from it): a slot has L - 
 of every answer is read off the prompt's last.
 
 **The one definition of log pi**, here and in decoding: ``log pi(y|x) = sum_l log softmax(logits_l)[y_l]``
-over the full vocabulary, not renormalised over valid SCIDs. Training, reference scoring, distillation and
-evaluation all go through this module (14.8x faster than a sequence an answer, with the same gradients:
-measured for 8 prompts of 120 tokens and 21 answers of 4).
+over the full vocabulary (but for tokens that are read and never said, ``policies.head``), not renormalised
+over valid SCIDs. Training, reference scoring, distillation and evaluation all go through this module (14.8x
+faster than a sequence an answer, with the same gradients: measured for 8 prompts of 120 tokens and 21
+answers of 4).
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import torch
 
 from .attention import attention_argument
 from .errors import ScoringError
+from .head import said
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,7 @@ def answer_logits(model: Any, batch: PackedBatch) -> torch.Tensor:
         use_cache=False,
         logits_to_keep=batch.input_ids.shape[1] - batch.prompt_width + 1,
     )
-    logits: torch.Tensor = output.logits
-    return logits
+    return said(model, output.logits)
 
 
 def tree_mask(lengths: torch.Tensor, width: int, rows: int, slot: int) -> torch.Tensor:

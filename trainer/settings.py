@@ -137,8 +137,90 @@ class LoraSettings(BaseModel):
     """Modules that get LoRA matrices, as peft names them; "all-linear" is every projection but the head."""
 
 
+class SasRecSettings(BaseModel):
+    """SASRec with cross-entropy: a baseline, and the collaborative half of the teacher."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dimension: Count = 128
+    """Width of item embeddings and states."""
+    layers: Count = 2
+    """Attention blocks."""
+    heads: Count = 2
+    """Attention heads a block."""
+    length: Count = 50
+    """Items of a history it reads, the last ones."""
+    dropout: Share = 0.5
+    """Share of activations dropped, everywhere."""
+    epochs: Count = 60
+    """Passes over the histories at most."""
+    patience: Count = 5
+    """Passes without a better NDCG@10 of the held-out items after which it ends, at its best weights."""
+    batch_targets: Count = 1024
+    """Positions an optimizer step learns from."""
+    learning_rate: Positive = 2e-3
+    """AdamW's rate; a cosine to 0 over the epochs."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's weight decay."""
+    gradient_norm: Positive = 5.0
+    """Gradients are clipped to this norm."""
+    held_out: Share = 0.1
+    """Share of users whose last training item only decides when to stop; 0: none, the last weights count."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Initial weights, batches, who is held out."""
+
+
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class TaskSettings(BaseModel):
+    """Tasks with text that SFT learns beside next-item prediction (docs/base-policy.md).
+
+    A step's loss is the next-item loss (weight 1) and, of every task, its weight times the mean cross-entropy
+    of the target tokens of its samples of that step. 0 leaves a task out; all are 0: next-item alone.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    titles_to_item: Weight = 0.0
+    """History as titles -> SCID of the next item."""
+    items_to_title: Weight = 0.0
+    """History as SCIDs -> title of the next item."""
+    mixed_history: Weight = 0.0
+    """History, each item as title or as SCID -> SCID of the next item."""
+    intention_to_item: Weight = 0.0
+    """A wish or query, with or without the history -> SCID of the item it is made of."""
+    text_to_item: Weight = 0.0
+    """Title or description -> SCID."""
+    item_to_text: Weight = 0.0
+    """SCID -> title or description."""
+    preference: Weight = 0.0
+    """History as SCIDs -> what the user prefers, in words."""
+    profile_to_user: Weight = 0.0
+    """Profile text -> the user's SCID."""
+    user_to_profile: Weight = 0.0
+    """The user's SCID -> profile text."""
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 32
+    """Samples a step of a task of weight 1, as a share of ``samples_per_step``; of another in proportion to
+    its weight, at least one. They are long: all nine at weight 1 read two tokens for each one of
+    next-item prediction."""
+    row_tokens: Annotated[int, Field(ge=64)] = 512
+    """Tokens of the longest sample, and of the longest row that samples are packed into. Of a longer history
+    the oldest items are left out. A backbone that reads less sets the limit itself."""
+    title_tokens: Annotated[int, Field(ge=4)] = 24
+    """Tokens of a title, or of one item's line of a profile; the rest is cut."""
+    text_tokens: Annotated[int, Field(ge=8)] = 96
+    """Tokens of any other text: a description, a wish, a profile that is a target; the rest is cut."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each task, by name, in the order above; 0 for those left out."""
+        lengths = {"share", "row_tokens", "title_tokens", "text_tokens"}
+        return {name: float(getattr(self, name)) for name in type(self).model_fields if name not in lengths}
+
+
 class SftSettings(BaseModel):
-    """How the base policy is trained: next-item prediction on SCIDs."""
+    """How the base policy is trained: next-item prediction on SCIDs, and tasks beside it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -176,11 +258,22 @@ class SftSettings(BaseModel):
     """Gradients are clipped to this norm."""
     drop_items: Share = 0.1
     """Share of history items left out at random, anew every epoch."""
+    item_tokens: Annotated[int, Field(ge=0)] = 0
+    """Items, the most frequent in the histories first, that get a token of their own in histories; the others
+    are shown by their codes."""
+    spell_items: Share = 0.1
+    """Share of history items shown by their codes though they have a token, anew every epoch."""
     teacher_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of the target that is the sequential-rules teacher's distribution; the rest is the item that came
+    """Share of the target that is the collaborative teacher's distribution; the rest is the item that came
     next. 0: no teacher."""
     teacher_items: Count = 64
     """Items the teacher's distribution keeps."""
+    teacher_sasrec: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of SASRec in the teacher; the rest is sequential rules, which take seconds."""
+    sasrec: SasRecSettings = SasRecSettings()
+    """How the teacher's SASRec is trained."""
+    tasks: TaskSettings = TaskSettings()
+    """Tasks with text, beside next-item prediction."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast type; auto: bfloat16 where the device computes in it natively, else float32."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 0

@@ -193,9 +193,32 @@ def test_another_sft_is_registered_and_not_promoted(home: Path, capsys: pytest.C
     assert facts_of(home, capsys, "policy", "list")["reference"] == "v1"
 
 
+def test_examples_of_the_tasks_are_shown_and_nothing_is_trained(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(path.name for path in (home / "policies").iterdir())
+    facts = facts_of(home, capsys, "sft", "--preview", "2", "--all-tasks")
+    shown = {one["task"]: one for one in facts["tasks"]}  # type: ignore[attr-defined]
+    assert len(shown) == 10
+    assert shown["next_item"]["examples"][0]["prompt"].endswith("<recommend>")
+    assert all(len(one["examples"]) == 2 for one in shown.values() if one["missing"] is None)
+    titles = small_world.items()["title"].to_pylist()
+    assert any(title in shown["titles_to_item"]["examples"][0]["prompt"] for title in titles)
+    assert shown["items_to_title"]["examples"][0]["target"].removesuffix("</s>").strip() in titles
+
+    code, out, err = call(home, capsys, "sft", "--preview", "1")
+    assert (code, err) == (0, "")
+    assert out.startswith("next_item: ")
+    assert "    >>> <a_" in out
+    assert "items_to_title" not in out  # it has no weight
+    assert sorted(path.name for path in (home / "policies").iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["sft", "--all-tasks"], "--preview"),
+        (["sft", "--preview", "0"], "--preview"),
         (["codec", "show", "--policy", "v99"], "v99"),
         (["evaluate", "--held-out", "missing.jsonl"], "missing.jsonl"),
         (["evaluate", "--cutoffs", "ten"], "ten"),

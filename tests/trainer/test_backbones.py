@@ -48,13 +48,13 @@ def test_a_directory_keeps_its_weights_and_gains_rows(style: str, codec: ScidCod
     found = from_directory(local, codec, seed=0)
     rows = before.get_input_embeddings().weight.shape[0]
     tokens = PromptTokens(found.tokenizer, codec)
-    assert len(tokens.own) == 25
-    assert min(tokens.own) >= rows
+    assert len(tokens.ids) == 25
+    assert min(tokens.ids) >= rows
     for get in ("get_input_embeddings", "get_output_embeddings"):
         old, new = getattr(before, get)().weight, getattr(found.model, get)().weight
         torch.testing.assert_close(new[:rows], old, atol=0, rtol=0)
         torch.testing.assert_close(new[rows:], old.mean(dim=0).expand(len(new) - rows, -1), atol=1e-3, rtol=0)
-        assert len(new[tokens.own].unique(dim=0)) == 25
+        assert len(new[tokens.ids].unique(dim=0)) == 25
 
 
 def test_a_backbone_without_a_pad_token_gets_one(codec: ScidCodec, codec_dir: Path, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_rows_that_a_vocabulary_has_to_spare_are_started_too(codec: ScidCodec, t
     found = from_directory(local, codec, seed=0)
     rows = found.model.get_input_embeddings().weight
     assert len(rows) == known + 40
-    assert rows[PromptTokens(found.tokenizer, codec).own].abs().max() < 1
+    assert rows[PromptTokens(found.tokenizer, codec).ids].abs().max() < 1
 
 
 def test_tokens_that_a_backbone_knows_already_keep_their_rows(codec: ScidCodec, tmp_path: Path) -> None:
@@ -152,12 +152,6 @@ def lose_the_tokenizer(directory: Path) -> str:
     return "no tokenizer"
 
 
-def split_special_tokens(directory: Path) -> str:
-    file = directory / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"split_special_tokens": True}))
-    return "would split the SCID token"
-
-
 def pickle_the_weights(directory: Path) -> str:
     for file in directory.glob("model*"):
         file.unlink()
@@ -178,7 +172,7 @@ def ask_for_remote_code(directory: Path) -> str:
     [
         lose_a_shard, leave_a_part, cut_a_shard, leave_a_placeholder, lose_the_index, break_the_index,
         drop_weights_from_the_index, lose_the_config, break_the_config, lose_the_tokenizer,
-        split_special_tokens, pickle_the_weights, ask_for_remote_code,
+        pickle_the_weights, ask_for_remote_code,
     ],
 )  # fmt: skip
 def test_a_directory_that_is_not_whole_is_refused_in_one_line(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,12 +15,13 @@ from tests.trainer import small_world
 from tests.trainer.backbone_directories import write_backbone
 from tests.trainer.small_sft import QUICK, model_for, rows_of
 from trainer.errors import CannotTrain
-from trainer.settings import LoraSettings
+from trainer.settings import LoraSettings, TaskSettings
 from trainer.sft.backbones import Backbone
 from trainer.sft.base_policy import token_map, train_sft
 from trainer.sft.data import windows_of
 from trainer.sft.lora import LARGE, onto, plain, rank_for, trained_state, with_lora
 from trainer.sft.presets import open_backbone
+from trainer.sft.tasks import CatalogueText
 from trainer.sft.training import train_next_item
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,7 +35,7 @@ def backbone_of(model: Any, codec: ScidCodec) -> Backbone:
 
 def learner(codec: ScidCodec, tokens: PromptTokens, *, tied: bool = True, style: str = "llama") -> Any:
     model = tiny_model(len(tiny_tokenizer(codec)), style=style, tied=tied).train()
-    return with_lora(backbone_of(model, codec), LORA, tokens.own, seed=0)
+    return with_lora(backbone_of(model, codec), LORA, tokens.ids, seed=0)
 
 
 def train(model: Any, codec: ScidCodec, tokens: PromptTokens, **changes: Any) -> Any:
@@ -90,7 +92,7 @@ def test_of_embedding_and_head_just_the_codecs_rows_are_trained(
     train(model, codec, tokens)
     merged = plain(model, model)
     ours = torch.zeros(before.get_input_embeddings().weight.shape[0], dtype=torch.bool)
-    ours[tokens.own] = True
+    ours[tokens.ids] = True
     for get in ("get_input_embeddings", "get_output_embeddings"):
         moved = (getattr(merged, get)().weight != getattr(before, get)().weight).any(dim=1)
         assert not moved[~ours].any()
@@ -164,29 +166,38 @@ def test_lora_is_for_large_pretrained_models_unless_settings_say_otherwise(codec
     assert rank_for(Backbone(model, None, 1.0, "small"), LoraSettings(rank=3)) == 3
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_policy_trained_by_lora_is_a_full_one(tied: bool, codec_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tied", "own"), [(True, 0), (True, 20), (False, 20)])
+def test_a_policy_trained_by_lora_is_a_full_one(
+    tied: bool, own: int, codec_dir: Path, tmp_path: Path
+) -> None:
     local = write_backbone(tmp_path / "model", tied=tied)
-    wanted = QUICK.model_copy(update={"backbone": str(local), "lora": LORA, "steps": 2})
-    report = train_sft(codec_dir, small_world.histories(12), wanted, tmp_path / "policy")
+    changes = {"backbone": str(local), "lora": LORA, "steps": 2, "item_tokens": own}
+    changes |= {"tasks": TaskSettings(item_to_text=1.0), "gradient_checkpointing": own > 0}
+    wanted = QUICK.model_copy(update=changes)
+    catalogue = CatalogueText.of(small_world.items())
+    histories = small_world.histories(12)
+    report = train_sft(codec_dir, histories, wanted, tmp_path / "policy", catalogue=catalogue)
+    assert list(report.tasks) == ["item_to_text"]
     assert report.trained_parameters < report.parameters / 2
     policy = Policy.load(tmp_path / "policy")
     assert policy.manifest.kind == "full"
     assert policy.manifest.lineage["settings"]["sft"]["lora"]["rank"] == 4
-    unchanged = open_backbone(str(local), policy.codec, [], text_vocabulary=None, seed=0).model
+    rows = np.flatnonzero(policy.tokens.own >= 0).tolist()
+    assert len(rows) == own
+    unchanged = open_backbone(str(local), policy.codec, [], text_vocabulary=None, seed=0, items=rows).model
     mine, theirs = policy.model.get_input_embeddings().weight, unchanged.get_input_embeddings().weight
-    others = [row for row in range(len(mine)) if row not in policy.tokens.own]
+    others = [row for row in range(len(mine)) if row not in policy.tokens.ids]
     torch.testing.assert_close(mine[others], theirs[others], atol=0, rtol=0)
 
 
 def test_targets_that_match_nothing_are_refused(codec: ScidCodec, tokens: PromptTokens) -> None:
     wrong = LoraSettings(rank=4, targets=("no_such_proj",))
     with pytest.raises(CannotTrain, match="no_such_proj"):
-        with_lora(backbone_of(model_for(codec), codec), wrong, tokens.own, seed=0)
+        with_lora(backbone_of(model_for(codec), codec), wrong, tokens.ids, seed=0)
 
 
 def test_a_head_with_a_bias_is_refused_for_lora(codec: ScidCodec, tokens: PromptTokens) -> None:
     model = model_for(codec)
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(model.lm_head.out_features))
     with pytest.raises(CannotTrain, match="bias"):
-        with_lora(backbone_of(model, codec), LORA, tokens.own, seed=0)
+        with_lora(backbone_of(model, codec), LORA, tokens.ids, seed=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from policies.codec import ScidCodec, scid_tokens, user_scid_tokens
+from policies.prompt import PromptTokens, item_token
 from policies.quantizer import Quantizer
 from policies.users import UserEncoder
 from tests.policies.factory import tiny_codec, tiny_user_codec
@@ -47,7 +48,7 @@ def test_codes_that_are_near_each_other_start_near_each_other(width: int, grown:
         # An orthonormal map keeps every angle between the level's codes (10 dimensions fit both widths).
         np.testing.assert_allclose(angles(made), angles(book), atol=1e-4)
         at += len(book)
-    assert at == len(names) == len(rows)
+    assert at == len(names) == len(rows) - len(grown)
 
 
 def test_levels_stay_apart(grown: ScidCodec) -> None:
@@ -63,6 +64,23 @@ def test_levels_stay_apart(grown: ScidCodec) -> None:
             assert abs(cosine) < 0.5
 
 
+def test_an_items_own_token_starts_near_the_items_it_shares_codes_with(
+    grown: ScidCodec, tmp_path: Path
+) -> None:
+    rows = code_rows(grown, 64, seed=0)
+    own = np.stack([rows[item_token(row)] for row in range(len(grown))])
+    assert np.square(own).mean() == pytest.approx(1, rel=0.3)
+    near = angles(own)
+    shared = (grown.codes[:, None] == grown.codes[None]).sum(axis=2)
+    assert near[shared == 2].mean() > near[shared == 1].mean() > near[shared == 0].mean()
+    found = from_directory(
+        write_backbone(tmp_path / "model"), grown, seed=0, items=[3, 5], new_tokens="codebook"
+    )
+    tokens = PromptTokens(found.tokenizer, grown)
+    assert np.flatnonzero(tokens.own >= 0).tolist() == [3, 5]
+    assert found.model.config.read_only_from == min(tokens.own[[3, 5]])
+
+
 def test_a_level_beyond_the_codebooks_gets_rows_of_its_own(tmp_path: Path) -> None:
     codec = tiny_user_codec(tmp_path, sizes=(8, 8, 8))
     longer = ScidCodec(
@@ -73,7 +91,7 @@ def test_a_level_beyond_the_codebooks_gets_rows_of_its_own(tmp_path: Path) -> No
         source=codec.source,
     )
     rows = code_rows(longer, 32, seed=0)
-    assert len(rows) == 28
+    assert len(rows) == 28 + len(longer)
     assert np.square([rows[f"<d_{code}>"] for code in range(4)]).mean() == pytest.approx(1, rel=0.3)
 
 

@@ -66,7 +66,7 @@ def test_a_batch_is_laid_out_as_documented() -> None:
     assert batch.input_ids.tolist() == [[1, 10, 20, 11, 21, 9, 11, 9, 12], [1, 12, 22, 0, 0, 9, 10, 9, 12]]
     assert batch.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 3, 4, 5, 6]
     assert batch.targets.tolist() == [[11, 21], [12, 22], [10, 20]]
-    assert batch.scored.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert batch.scored.tolist() == [[5, 6], [7, 8], [14, 15]]
     # The second target's code sees BOS, both items, its own <recommend> and itself.
     assert batch.allowed[0, 8].tolist() == [True] * 5 + [False, False, True, True]
     assert batch.allowed[0, 5].tolist() == [True] * 3 + [False, False, True, False, False, False]

@@ -122,10 +122,7 @@ def test_a_batch_with_users_is_laid_out_as_documented() -> None:
     ]
     assert batch.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 3, 4, 5, 6, 5, 6, 7, 8]
     assert batch.targets.tolist() == [[11, 21], [12, 22], [10, 20]]
-    assert batch.tail == 4
-    assert batch.columns is not None
-    assert batch.columns.tolist() == [7, 8, 11, 12]
-    assert batch.scored.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert batch.scored.tolist() == [[7, 8], [11, 12], [20, 21]]
     # The second target's code sees BOS, both items, its own user and <recommend>, and itself.
     assert batch.allowed[0, 12].tolist() == [True] * 5 + [False] * 4 + [True] * 4
     # The first target's <recommend> sees BOS, the first item and the user as of then.

@@ -6,6 +6,7 @@ one line before any training.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from policies.attention import attention_argument
 from policies.codec import ScidCodec, scid_tokens, user_scid_tokens
 from policies.errors import ScoringError
-from policies.prompt import RECOMMEND, extend_tokenizer
+from policies.head import READ_ONLY, logits_at
+from policies.prompt import RECOMMEND, extend_tokenizer, first_item_token, item_token
 from policies.weights import quiet
 from trainer.errors import CannotTrain
 
@@ -51,31 +53,42 @@ def from_directory(
     codec: ScidCodec,
     *,
     seed: int,
+    items: Sequence[int] = (),
     new_tokens: str = "mean",
     quantization: str = "none",
     device: str = "cpu",
 ) -> Backbone:
-    """The model in ``directory`` with the codec's tokens added; ``new_tokens`` and ``quantization`` as in
-    SftSettings, ``device`` where a quantized model goes.
+    """The model in ``directory`` with the codec's tokens added.
 
-    Raises CannotTrain when the directory is not whole, holds no causal language model that can be trained on
-    packed prompts, or its tokenizer would split SCID tokens.
+    ``items``: rows of the codec that get a token of their own. ``new_tokens`` and ``quantization``: as in
+    SftSettings; ``device``: where a quantized model goes.
+
+    Raises CannotTrain when the directory is not whole, or holds no causal language model that can be trained
+    on packed prompts.
     """
     require_whole(directory)
     model, tokenizer = load_causal(directory, quantization=quantization, device=device)
-    known = max(tokenizer.get_vocab().values()) + 1
-    names = codec_tokens(codec)
-    fresh = sorted(set(names) - set(tokenizer.get_vocab()))
-    extend_tokenizer(tokenizer, codec)
-    require_whole_tokens(tokenizer, names, directory)
     require_causal(model, directory)
+    vocabulary = tokenizer.get_vocab()
+    known = max(vocabulary.values()) + 1
+    fresh = [name for name in codec_tokens(codec, items) if name not in vocabulary]
+    extend_tokenizer(tokenizer, codec, items=items)
     start_rows(model, tokenizer, codec, fresh, known=known, how=new_tokens, seed=seed)
+    set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, LOCAL_LEARNING_RATE, str(directory))
 
 
-def codec_tokens(codec: ScidCodec) -> list[str]:
-    """Every token that a prompt and its answer are made of."""
-    return [RECOMMEND, *scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
+def codec_tokens(codec: ScidCodec, items: Sequence[int] = ()) -> list[str]:
+    """Every token that a prompt and its answer are made of; ``items`` have one of their own."""
+    scids = [*scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
+    return [RECOMMEND, *scids, *(item_token(row) for row in items)]
+
+
+def set_read_only(model: Any, tokenizer: Any) -> None:
+    """Let the model's config name the first token that is read and never said, where there is one."""
+    first = first_item_token(tokenizer)
+    if first is not None:
+        setattr(model.config, READ_ONLY, first)
 
 
 def load_causal(
@@ -140,21 +153,6 @@ def require_whole(directory: Path) -> None:
         )
 
 
-def require_whole_tokens(tokenizer: Any, names: list[str], directory: Path) -> None:
-    """Raises CannotTrain when the tokenizer would read a SCID token as anything but one token."""
-    ids = tokenizer("".join(names), add_special_tokens=False)["input_ids"]
-    expected = tokenizer.convert_tokens_to_ids(names)
-    if list(ids) == expected:
-        return
-    split = next(
-        (name for name in names if len(tokenizer(name, add_special_tokens=False)["input_ids"]) != 1), names[0]
-    )
-    raise CannotTrain(
-        f"backbone {directory}: its tokenizer would split the SCID token {split}, so items could not be told "
-        "apart from text; take split_special_tokens out of its tokenizer_config.json, or use another backbone"
-    )
-
-
 @torch.no_grad()
 def require_causal(model: Any, directory: Path) -> None:
     """Raises CannotTrain for a model that looks ahead, or that does not read a tree of answers.
@@ -173,12 +171,13 @@ def require_causal(model: Any, directory: Path) -> None:
     allowed[:, :, 0] = True
     try:
         plain = model(input_ids=prompts, use_cache=False).logits.float()
-        tree = model(
+        tree = logits_at(
+            model,
+            torch.tensor([1, 2], device=place),
             input_ids=packed,
             attention_mask=attention_argument(model, allowed, positions, positions),
             position_ids=positions,
-            use_cache=False,
-        ).logits.float()
+        ).float()
     except (ScoringError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         cause = " ".join(str(error).split())[:200]
         raise CannotTrain(
@@ -193,7 +192,7 @@ def require_causal(model: Any, directory: Path) -> None:
             f"backbone {directory}: a {type(model).__name__} reads ahead (it is an encoder), so it cannot "
             "generate; use a causal language model, such as a Llama, Qwen, Mistral or Gemma"
         )
-    if float((tree[0, 1:] - plain[:, 1]).abs().max()) > room:
+    if float((tree - plain[:, 1, : tree.shape[1]]).abs().max()) > room:
         raise CannotTrain(
             f"backbone {directory}: a {type(model).__name__} does not keep packed prompts apart; "
             "use another, such as a Llama, Qwen, Mistral or Gemma"

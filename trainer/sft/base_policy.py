@@ -24,6 +24,10 @@ from trainer.settings import SftSettings
 from .data import TokenMap, windows_of
 from .lora import plain, with_lora
 from .presets import open_backbone
+from .sasrec import SasRec
+from .tasks import NO_TEXT, CatalogueText, Mixture
+from .tasks.mixture import require_context
+from .tasks.writing import require_whole_scids
 from .teacher import Teacher
 from .training import Progress, train_next_item
 from .user_scids import UserScids
@@ -49,6 +53,9 @@ class SftReport:
     unknown_items: int
     """Items of the histories that the codec does not know; they were left out."""
     seconds: float
+    tasks: dict[str, dict[str, Any]]
+    """Of each task with text: weight, samples a step, samples there are, skipped for want of text, and the
+    mean loss of each epoch, nats a token."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -62,6 +69,7 @@ def train_sft(
     out: Path,
     *,
     texts: Iterable[str] = (),
+    catalogue: CatalogueText = NO_TEXT,
     popularity: Sequence[str] | None = None,
     version: str = "base",
     lineage: Mapping[str, Any] | None = None,
@@ -72,7 +80,9 @@ def train_sft(
     """Train the base policy on next-item prediction and write the policy directory ``out`` (kind "full").
 
     ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
-    of a preset. ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
+    of a preset. ``catalogue``: titles, texts and categories, for the tasks that
+    ``settings.tasks`` gives a weight. ``popularity``: item ids, most liked first; default: by occurrences in
+    ``histories``.
     ``checkpoint``: folder for the state of an interrupted run; a call with the same input continues it and
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
     weights (CPU, same threads).
@@ -103,18 +113,23 @@ def train_sft(
         text_vocabulary=settings.text_vocabulary,
         seed=settings.seed,
         new_tokens=settings.new_tokens,
+        items=most_frequent(indexed, len(codec), settings.item_tokens),
     )
     backbone = reopen(quantization=settings.quantization, device=place)
     parameters = sum(p.numel() for p in backbone.model.parameters())
-    spoken = PromptTokens(backbone.tokenizer, codec)
-    tokens = token_map(spoken)
-    model = with_lora(backbone, settings.lora, spoken.own, seed=settings.seed)
+    prompt = PromptTokens(backbone.tokenizer, codec)
+    require_whole_scids(backbone.tokenizer, prompt)
+    require_context(backbone.model, prompt)
+    tokens = token_map(prompt)
+    scids = UserScids.of(codec, indexed)
+    mixture = Mixture.of(settings, codec, backbone.tokenizer, backbone.model, indexed, scids, catalogue)
+    model = with_lora(backbone, settings.lora, prompt.ids, seed=settings.seed)
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     teacher = None
     if settings.teacher_weight > 0:
-        teacher = Teacher.of(indexed, len(codec), keep=settings.teacher_items, weight=settings.teacher_weight)
+        teacher = _teacher(indexed, len(codec), settings, place)
     rate = settings.learning_rate or backbone.learning_rate
-    key = run_key(codec, indexed, settings, texts)
+    key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
     trained = train_next_item(
         model,
@@ -126,7 +141,8 @@ def train_sft(
         checkpoint=state,
         run_key=key,
         teacher=teacher,
-        scids=UserScids.of(codec, indexed),
+        scids=scids,
+        mixture=mixture,
         progress=progress,
     )
     report = SftReport(
@@ -141,6 +157,7 @@ def train_sft(
         resumed_at=trained.resumed_at,
         unknown_items=sum(map(len, histories)) - sum(map(len, indexed)),
         seconds=time.perf_counter() - started,
+        tasks={} if mixture is None else mixture.report(trained.task_losses),
     )
     facts = {"settings": {"sft": settings.model_dump(mode="json")}, "metrics": {"sft": report.as_dict()}}
     write_policy(
@@ -155,6 +172,21 @@ def train_sft(
     if state is not None:
         shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def _teacher(
+    indexed: Sequence[np.ndarray[Any, Any]], n_items: int, settings: SftSettings, device: str
+) -> Teacher:
+    sigma = settings.teacher_sasrec
+    sasrec = SasRec.fit(indexed, n_items, settings.sasrec, device=device) if sigma > 0 else None
+    return Teacher.of(
+        indexed,
+        n_items,
+        keep=settings.teacher_items,
+        weight=settings.teacher_weight,
+        sasrec=sasrec,
+        sigma=sigma,
+    )
 
 
 def found_device(name: str) -> str:
@@ -176,7 +208,16 @@ def token_map(tokens: PromptTokens) -> TokenMap:
     """The token ids that samples are made of."""
     codes = tokens.codec.codes
     items = np.stack([level[codes[:, i]] for i, level in enumerate(tokens.levels)], axis=1)
-    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad, tokens.user_levels)
+    own = tokens.own if (tokens.own >= 0).any() else None
+    return TokenMap(items, tokens.begin, tokens.recommend, tokens.pad, tokens.user_levels, own)
+
+
+def most_frequent(indexed: Sequence[np.ndarray[Any, Any]], n_items: int, count: int) -> list[int]:
+    """Rows of the ``count`` items met most often, in order of rows; items nobody met are not among them."""
+    met = np.bincount(np.concatenate([*indexed, np.zeros(0, np.int64)]), minlength=n_items)
+    most = np.argsort(-met, kind="stable")[:count]
+    rows: list[int] = np.sort(most[met[most] > 0]).tolist()
+    return rows
 
 
 def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
@@ -186,7 +227,11 @@ def by_popularity(histories: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run_key(
-    codec: ScidCodec, indexed: Sequence[np.ndarray[Any, Any]], settings: SftSettings, texts: Sequence[str]
+    codec: ScidCodec,
+    indexed: Sequence[np.ndarray[Any, Any]],
+    settings: SftSettings,
+    texts: Sequence[str],
+    catalogue: CatalogueText = NO_TEXT,
 ) -> str:
     """Names a training by all that determines it; a checkpoint of another training is not continued.
 
@@ -199,6 +244,9 @@ def run_key(
         digest.update(len(history).to_bytes(8, "little") + history.tobytes())
     for text in texts:
         digest.update(text.encode() + b"\0")
+    if any(settings.tasks.weights.values()):
+        for part in catalogue.parts():
+            digest.update(part)
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from trainer.tokenization.text import item_texts
 from trainer.training_input import TrainingInput
 
 from .base_policy import SftReport, train_sft
+from .tasks import CatalogueText
 from .training import Progress
 
 log = logging.getLogger(__name__)
@@ -49,9 +50,7 @@ def bootstrap(
 
     Raises CannotTrain without a codec, and what ``train_sft`` raises.
     """
-    codec = home / "codec" if codec is None else codec
-    if not codec.is_dir():
-        raise CannotTrain(f"there is no codec at {codec}; fit one with `align3gr tokenize`")
+    codec = codec_of(home, codec)
     staging = registry.staging()
     report = train_sft(
         codec,
@@ -59,6 +58,7 @@ def bootstrap(
         settings,
         staging,
         texts=item_texts(given.items),
+        catalogue=CatalogueText.of(given.items),
         popularity=given.popularity,
         lineage={
             "parent": None,
@@ -77,3 +77,11 @@ def bootstrap(
     log.info("base policy registered version=%s promoted=%s", version, promoted)
     registry.mirror(ledger)
     return Bootstrapped(version, promoted, report)
+
+
+def codec_of(home: Path, named: Path | None = None) -> Path:
+    """The codec directory ``named``, or that of ``home``. Raises CannotTrain when it is not there."""
+    codec = home / "codec" if named is None else named
+    if not codec.is_dir():
+        raise CannotTrain(f"there is no codec at {codec}; fit one with `align3gr tokenize`")
+    return codec

@@ -15,7 +15,7 @@ Histories longer than a prompt are cut into overlapping windows in which every t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -42,6 +42,8 @@ class TokenMap:
     pad: int
     users: tuple[IntArray, ...] = ()
     """For each of the U levels of a user's SCID, code -> token id; none: prompts without them."""
+    own: IntArray | None = None
+    """[n_items] the token that stands for an item in a history, -1 for its codes; none: codes for all."""
 
     @property
     def levels(self) -> int:
@@ -83,6 +85,8 @@ class Branches:
     """[B, maxb, M] their shares, rows sum to 1; the answer is drawn from them."""
     scids: IntArray | None = None
     """[B, maxb, U] the user's SCID as of each sample; none: prompts without them."""
+    spelled: BoolArray | None = None
+    """[B, maxp] items shown by their codes though they have a token of their own; none: no such items."""
 
     @property
     def samples(self) -> int:
@@ -112,12 +116,13 @@ class Branches:
             None if self.candidates is None else self.candidates[rows],
             None if self.shares is None else self.shares[rows],
             None if self.scids is None else self.scids[rows],
+            None if self.spelled is None else self.spelled[rows],
         )
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Model input for Branches. T = |begin| + maxp L + maxb (U + L); N = answers in the batch."""
+    """Model input for Branches. T = |begin| + longest history + maxb (U + L); N = answers in the batch."""
 
     input_ids: Tensor
     """int64 [B, T]."""
@@ -125,18 +130,14 @@ class TreeBatch:
     """int64 [B, T]."""
     allowed: Tensor
     """bool [B, T, T], True where the query (row) may see the key (column)."""
-    tail: int
-    """maxb L: the columns that something is predicted from, the last ones where ``columns`` is none."""
     scored: Tensor
-    """int64 [N, L]: places in the flattened [B tail] whose next token is the answer's code of each level."""
+    """int64 [N, L]: places in the flattened [B T] whose next token is the answer's code of each level."""
     targets: Tensor
     """int64 [N, L]: token ids of the answers."""
     candidates: Tensor | None = None
     """int64 [N, L, M]: token ids of a soft target's items at each level."""
     shares: Tensor | None = None
     """float32 [N, L, M]: their shares given the answer's codes of the levels before; rows sum to 1."""
-    columns: Tensor | None = None
-    """int64 [tail]: which columns those are, where users' tokens stand between them."""
 
     def to(self, device: str | torch.device) -> "TreeBatch":
         """The same batch on ``device``."""
@@ -144,12 +145,10 @@ class TreeBatch:
             self.input_ids.to(device),
             self.position_ids.to(device),
             self.allowed.to(device),
-            self.tail,
             self.scored.to(device),
             self.targets.to(device),
             None if self.candidates is None else self.candidates.to(device),
             None if self.shares is None else self.shares.to(device),
-            None if self.columns is None else self.columns.to(device),
         )
 
     @property
@@ -242,25 +241,24 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     Raises TrainerError when branches carry users' SCIDs and ``tokens`` knows none, or the other way round.
     """
     levels = tokens.levels
-    rows, longest = branches.prefix.shape
-    most = branches.answers.shape[1]
+    rows, most = branches.answers.shape
+    history, ends = _history_tokens(branches, tokens)
     begin, heads = len(tokens.begin), _user_tokens(branches, tokens)
     ahead = heads.shape[2]  # U
     size = ahead + levels  # tokens of a branch
-    prefix_width, branch_width = begin + longest * levels, most * size
+    prefix_width, branch_width = begin + history.shape[1], most * size
     width = prefix_width + branch_width
 
     ids = np.full((rows, width), tokens.pad, dtype=np.int64)
     ids[:, :begin] = tokens.begin
-    history = np.where(branches.prefix[..., None] >= 0, tokens.items[branches.prefix], tokens.pad)
-    ids[:, begin:prefix_width] = history.reshape(rows, -1)
+    ids[:, begin:prefix_width] = history
     answers = tokens.items[branches.answers]  # rows of -1 read the last item; they are never scored
     inputs = np.concatenate(
         [heads, np.full((rows, most, 1), tokens.recommend, dtype=np.int64), answers[..., :-1]], axis=2
     )
     ids[:, prefix_width:] = inputs.reshape(rows, -1)
 
-    seen = begin + branches.visible * levels  # prefix tokens a branch sees
+    seen = begin + np.take_along_axis(ends, branches.visible, axis=1)  # prefix tokens a branch sees
     limit = np.empty((rows, width), dtype=np.int64)
     limit[:, :prefix_width] = np.arange(1, prefix_width + 1)
     limit[:, prefix_width:] = np.repeat(seen, size, axis=1)
@@ -269,21 +267,45 @@ def tree_batch(branches: Branches, tokens: TokenMap) -> TreeBatch:
     position[:, prefix_width:] = (seen[..., None] + np.arange(size)).reshape(rows, -1)
 
     real = branches.answers >= 0
-    base = (np.arange(rows)[:, None] * most + np.arange(most)) * levels
-    scored = base[real][:, None] + np.arange(levels)
-    predicting = prefix_width + np.arange(most)[:, None] * size + ahead + np.arange(levels)
+    ahead_of_codes = prefix_width + np.arange(most) * size + ahead  # where <recommend> stands in each branch
+    branch = np.arange(rows)[:, None] * width + ahead_of_codes
+    scored = branch[real][:, None] + np.arange(levels)
     candidates, shares = _soft_targets(branches, tokens, real)
     return TreeBatch(
         torch.from_numpy(ids),
         torch.from_numpy(position),
         _tree_mask(torch.from_numpy(limit), prefix_width, size, most),
-        most * levels,
         torch.from_numpy(scored),
         torch.from_numpy(answers[real]),
         candidates,
         shares,
-        torch.from_numpy(predicting.reshape(-1)) if ahead else None,
     )
+
+
+def _history_tokens(branches: Branches, tokens: TokenMap) -> tuple[IntArray, IntArray]:
+    """(tokens of the histories, padded behind [B, H]; where the first n items end [B, maxp + 1])."""
+    prefix, levels = branches.prefix, tokens.levels
+    own = np.full(prefix.shape, -1) if tokens.own is None else tokens.own[prefix]
+    if branches.spelled is not None:
+        own = np.where(branches.spelled, -1, own)
+    widths = np.where(prefix < 0, 0, np.where(own >= 0, 1, levels))
+    ends = np.zeros((len(prefix), prefix.shape[1] + 1), dtype=np.int64)
+    np.cumsum(widths, axis=1, out=ends[:, 1:])
+    found = np.full((len(prefix), int(ends[:, -1].max(initial=0))), tokens.pad, dtype=np.int64)
+    for level in range(levels):
+        row, place = np.nonzero(widths > level)
+        item = prefix[row, place]
+        token = tokens.items[item, level]
+        if level == 0:
+            token = np.where(own[row, place] >= 0, own[row, place], token)
+        found[row, ends[row, place] + level] = token
+    return found, ends
+
+
+def spell(branches: Branches, share: float, rng: np.random.Generator) -> Branches:
+    """Show each item of the histories by its codes with probability ``share``, so that the model can read
+    items that have no token of their own."""
+    return replace(branches, spelled=rng.random(branches.prefix.shape) < share)
 
 
 def _user_tokens(branches: Branches, tokens: TokenMap) -> IntArray:

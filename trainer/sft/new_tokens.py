@@ -21,6 +21,7 @@ from torch import Tensor
 
 from policies.codec import ScidCodec, scid_tokens, user_scid_tokens
 from policies.errors import CodecError
+from policies.prompt import item_token
 from policies.quantizer import Quantizer
 from policies.users import UserEncoder
 from trainer.errors import CannotTrain
@@ -69,16 +70,21 @@ def start_rows(
 
 
 def code_rows(codec: ScidCodec, width: int, *, seed: int) -> Mapping[str, Rows]:
-    """SCID token -> row [width], mean 0 and mean square 1 a level, from the codec's codebooks.
+    """Token -> row [width], mean 0 and mean square 1 a level, from the codec's codebooks.
 
-    A level beyond the codebooks (it only tells items apart) gets random vectors in place of theirs.
-    Raises CannotTrain when the codec holds no quantizer.
+    A level beyond the codebooks (it only tells items apart) gets random vectors in place of theirs. An item's
+    own token gets the sum of its codes' rows, scaled alike. Raises CannotTrain when the codec holds no
+    quantizer.
     """
     draw = np.random.default_rng([seed, 7])
     items, users = _codebooks(codec)
     rows = [*_levels(items, codec.sizes, width, draw), *_levels(users, codec.user_sizes, width, draw)]
     names = [*scid_tokens(codec.sizes), *user_scid_tokens(codec.user_sizes)]
-    return dict(zip(names, rows, strict=True))
+    by_level = np.split(np.stack(rows[: sum(codec.sizes)]), np.cumsum(codec.sizes)[:-1])
+    own = sum(level[codec.codes[:, number]] for number, level in enumerate(by_level))
+    items_own = np.asarray(own / np.sqrt(codec.levels), dtype=np.float32)
+    names += [item_token(row) for row in range(len(codec))]
+    return dict(zip(names, [*rows, *items_own], strict=True))
 
 
 def _codebooks(codec: ScidCodec) -> tuple[tuple[Rows, ...], tuple[Rows, ...]]:

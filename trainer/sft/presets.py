@@ -5,7 +5,7 @@ text, so that any text can be encoded. A local Hugging Face directory keeps its 
 way the codec's SCID tokens are added and the embeddings resized; nothing is ever downloaded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from policies.codec import ScidCodec
 from policies.prompt import extend_tokenizer
 from trainer.errors import CannotTrain
 
-from .backbones import Backbone, codec_tokens, from_directory
+from .backbones import Backbone, codec_tokens, from_directory, set_read_only
 from .new_tokens import start_rows
 
 __all__ = ["PRESETS", "Backbone", "Preset", "byte_level_tokenizer", "open_backbone"]
@@ -55,13 +55,15 @@ def open_backbone(
     *,
     text_vocabulary: int | None,
     seed: int,
+    items: Sequence[int] = (),
     new_tokens: str = "mean",
     quantization: str = "none",
     device: str = "cpu",
 ) -> Backbone:
     """The preset called ``name``, else the local directory ``name``.
 
-    ``new_tokens``, ``quantization``: as in SftSettings; ``device``: where a quantized model goes.
+    ``items``: rows of the codec that get a token of their own. ``new_tokens``, ``quantization``: as in
+    SftSettings; ``device``: where a quantized model goes.
     Raises CannotTrain when it is neither, or cannot be loaded as a causal language model.
     """
     if name in PRESETS:
@@ -71,7 +73,13 @@ def open_backbone(
                 "set trainer.sft.quantization to none"
             )
         return _from_scratch(
-            name, codec, texts, text_vocabulary=text_vocabulary, seed=seed, new_tokens=new_tokens
+            name,
+            codec,
+            texts,
+            text_vocabulary=text_vocabulary,
+            seed=seed,
+            items=items,
+            new_tokens=new_tokens,
         )
     if not Path(name).is_dir():
         presets = ", ".join(PRESETS)
@@ -80,7 +88,13 @@ def open_backbone(
             "trainer.sft.backbone to one of them, or make a directory with `align3gr backbone import`"
         )
     return from_directory(
-        Path(name), codec, seed=seed, new_tokens=new_tokens, quantization=quantization, device=device
+        Path(name),
+        codec,
+        seed=seed,
+        items=items,
+        new_tokens=new_tokens,
+        quantization=quantization,
+        device=device,
     )
 
 
@@ -115,6 +129,7 @@ def _from_scratch(
     *,
     text_vocabulary: int | None,
     seed: int,
+    items: Sequence[int],
     new_tokens: str,
 ) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -122,7 +137,7 @@ def _from_scratch(
     preset = PRESETS[name]
     tokenizer = byte_level_tokenizer(texts, text_vocabulary or preset.text_vocabulary)
     known = max(tokenizer.get_vocab().values()) + 1
-    extend_tokenizer(tokenizer, codec)
+    extend_tokenizer(tokenizer, codec, items=items)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=preset.hidden,
@@ -141,5 +156,6 @@ def _from_scratch(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     how = "codebook" if new_tokens == "codebook" else "keep"
-    start_rows(model, tokenizer, codec, codec_tokens(codec), known=known, how=how, seed=seed)
+    start_rows(model, tokenizer, codec, codec_tokens(codec, items), known=known, how=how, seed=seed)
+    set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, preset.learning_rate, name, scratch=True)

@@ -1,39 +1,38 @@
-"""A collaborative teacher for SFT: sequential rules, counted in seconds, distilled as soft targets.
+"""A collaborative teacher for SFT, distilled as soft targets: sequential rules, and SASRec beside them.
 
-Rule i -> j has the weight C[i, j] / n_i^damping with C[i, j] the sum over training histories of 1/distance
-(item j after item i) and n_i the occurrences of i. After a history h_1 .. h_t the teacher scores
+After a history the teacher's distribution over items is
 
-    s(j) = sum_{r=1..10} 1/r · C[h_{t+1-r}, j] / n_{h_{t+1-r}}^damping,    0 for j already in the history.
+    t(j) = sigma · p_SASRec(j) + (1 - sigma) · s(j) / sum(s),    0 for j already in the history,
 
-On the Beauty reference data this alone reaches Recall@10 .0869 with seen items left out (damping .5; .0843
-without, .0768 without 1/r). The student's target is the mixture q = (1 - w) · [the item that came next] +
-w · s / sum(s). Its cross-entropy is taken exactly at the first code and, for one item y drawn from q, exactly
-at every further code given the codes of y before it: an unbiased estimate of the cross-entropy over items, at
-the price of one answer.
+with s of ``trainer.sft.rules`` and p of ``trainer.sft.sasrec``, each scaled to sum to 1 over items not in the
+history (a history that the rules know nothing of has SASRec's alone). The student's target is the mixture
+q = (1 - w) · [the item that came next] + w · t. Its cross-entropy is taken exactly at the first code and, for
+one item y drawn from q, exactly at every further code given the codes of y before it: an unbiased estimate of
+the cross-entropy over items, at the price of one answer.
 
-What a user's own history adds to C is subtracted where that user is taught (leave one out): the teacher would
-otherwise quote the answer.
+What a user's own history adds to the rules is subtracted where that user is taught (leave one out): the
+teacher would otherwise quote the answer. SASRec has seen the answers too, but through dropout and held-out
+users it learns little by heart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
-
-from trainer.tokenization.collaborative import directed_cooccurrences
 
 from .data import Branches, first_samples
+from .rules import RECENT, WINDOW, Rules
+from .sasrec import SasRec
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
-RECENT = 10
-"""Items of the history that vote."""
-WINDOW = 50
-"""Longest distance of a rule."""
-DAMPING = 0.5
+AT_ONCE = 512
+"""Positions that SASRec is asked about at once; bounds memory, changes nothing."""
+
+Progress = Callable[[int, int], None]
+"""Called with (positions done, positions in all)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +49,35 @@ class Teacher:
     """w, the teacher's share of the target."""
 
     @classmethod
-    def of(cls, histories: Sequence[IntArray], n_items: int, *, keep: int, weight: float) -> "Teacher":
-        """Count the rules of ``histories`` and ask them about each of its positions but the first."""
-        counts = directed_cooccurrences(histories, n_items, window=WINDOW)
-        seen = np.bincount(np.concatenate([*histories, np.zeros(0, np.int64)]), minlength=n_items)
-        damp = np.maximum(seen, 1).astype(np.float64) ** -DAMPING
-        lengths = np.array([max(len(history) - 1, 0) for history in histories], dtype=np.int64)
+    def of(
+        cls,
+        histories: Sequence[IntArray],
+        n_items: int,
+        *,
+        keep: int,
+        weight: float,
+        sasrec: SasRec | None = None,
+        sigma: float = 0.0,
+        progress: Progress | None = None,
+    ) -> "Teacher":
+        """Count the rules of ``histories`` and ask them, and ``sasrec`` with the share ``sigma``, about each
+        of their positions but the first."""
+        rules = Rules.fit(histories, n_items)
         first = first_samples(histories)
-        items = np.full((int(lengths.sum()), keep), -1, dtype=np.int32)
-        shares = np.zeros((int(lengths.sum()), keep), dtype=np.float32)
-        for user, history in enumerate(histories):
-            if len(history) > 1:
-                rows = slice(int(first[user]), int(first[user] + lengths[user]))
-                items[rows], shares[rows] = _opinions(history, counts, damp, keep)
+        count = sum(max(len(history) - 1, 0) for history in histories)
+        items = np.full((count, keep), -1, dtype=np.int32)
+        shares = np.zeros((count, keep), dtype=np.float32)
+        opinions = (
+            _by_rules(histories, rules)
+            if sasrec is None or sigma == 0
+            else _by_both(histories, rules, sasrec, sigma)
+        )
+        for sample, (columns, scores) in enumerate(opinions):
+            best = _largest(scores, keep)
+            items[sample, : len(best)] = columns[best]
+            shares[sample, : len(best)] = scores[best] / max(scores[best].sum(), 1e-30)
+            if progress is not None and sample % 4096 == 0:
+                progress(sample, count)
         return cls(items, shares, first, weight)
 
     def blend(self, branches: Branches, rng: np.random.Generator) -> Branches:
@@ -85,36 +100,60 @@ class Teacher:
         )
 
 
-def _opinions(
-    history: IntArray, counts: sparse.csr_matrix, damp: npt.NDArray[np.float64], keep: int
-) -> tuple[npt.NDArray[np.int32], FloatArray]:
-    """(items, shares) [len - 1, keep] for each position of one history but the first."""
-    rules = counts[history[:-1]]  # a row an item that votes
-    columns, place = np.unique(rules.indices, return_inverse=True)
-    voters = np.repeat(np.arange(len(history) - 1), np.diff(rules.indptr))
+def _by_rules(
+    histories: Sequence[IntArray], rules: Rules
+) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
+    """(items, scores) of each position of each history but the first, in order; items already met score 0."""
+    for history in histories:
+        if len(history) < 2:
+            continue
+        columns, weights = _votes(history, rules)
+        where = np.searchsorted(columns, history)
+        for position in range(1, len(history)):
+            voting = np.arange(max(0, position - RECENT), position)
+            scores = (weights[voting] / (position - voting)[:, None]).sum(axis=0)
+            known = where[:position]
+            inside = known < len(columns)
+            scores[known[inside][columns[known[inside]] == history[:position][inside]]] = 0.0
+            yield columns, scores
+
+
+def _votes(history: IntArray, rules: Rules) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """(items [C], votes of each position but the last for them [len - 1, C]), the history's own part out."""
+    found = rules.counts[history[:-1]]  # a row an item that votes
+    columns, place = np.unique(found.indices, return_inverse=True)
+    voters = np.repeat(np.arange(len(history) - 1), np.diff(found.indptr))
     weights = np.zeros((len(history) - 1, len(columns)))
-    weights[voters, place] = rules.data
+    weights[voters, place] = found.data
     where = np.searchsorted(columns, history)
     # What this history itself put there: 1/(b - a) for each of its pairs a < b.
     for a in range(len(history) - 1):
         b = np.arange(a + 1, min(a + WINDOW, len(history) - 1) + 1)
         np.subtract.at(weights[a], where[b], 1.0 / (b - a))
-    weights = np.maximum(weights, 0.0) * damp[history[:-1]][:, None]
+    weights = np.maximum(weights, 0.0) * rules.damp[history[:-1]][:, None]
     weights[weights < 1e-9] = 0.0  # rounding of the subtraction
+    return columns.astype(np.int64), weights
 
-    items = np.full((len(history) - 1, keep), -1, dtype=np.int32)
-    shares = np.zeros((len(history) - 1, keep), dtype=np.float32)
-    for position in range(1, len(history)):
-        voting = np.arange(max(0, position - RECENT), position)
-        scores = (weights[voting] / (position - voting)[:, None]).sum(axis=0)
-        known = where[:position]
-        inside = known < len(columns)
-        met = known[inside][columns[known[inside]] == history[:position][inside]]
-        scores[met] = 0.0
-        best = _largest(scores, keep)
-        items[position - 1, : len(best)] = columns[best]
-        shares[position - 1, : len(best)] = scores[best] / max(scores[best].sum(), 1e-30)
-    return items, shares
+
+def _by_both(
+    histories: Sequence[IntArray], rules: Rules, sasrec: SasRec, sigma: float
+) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
+    """As ``_by_rules``, with t over all items."""
+    asked = [history[:end] for history in histories for end in range(1, len(history))]
+    by_rules = _by_rules(histories, rules)
+    for start in range(0, len(asked), AT_ONCE):
+        part = asked[start : start + AT_ONCE]
+        told = np.exp(sasrec.log_probs(part))
+        every = np.arange(told.shape[1])
+        for row, history in zip(told, part, strict=True):
+            row[history] = 0.0
+            mixed = row / max(float(row.sum()), 1e-30)
+            columns, scores = next(by_rules)
+            total = float(scores.sum())
+            if total > 0:
+                mixed *= sigma
+                mixed[columns] += (1 - sigma) * scores / total
+            yield every, mixed.astype(np.float64)
 
 
 def _largest(scores: npt.NDArray[np.float64], keep: int) -> IntArray:

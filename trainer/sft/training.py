@@ -7,9 +7,8 @@ so a resumed run needs the weights, the optimizer's state and one number, and go
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policies.attention import attention_argument
+from policies.head import logits_at
 from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
-from .data import IntArray, TokenMap, TreeBatch, Window, batches_of, branches_of, tree_batch
+from .arithmetic import arithmetic, attention_kernels, autocast_type
+from .data import IntArray, TokenMap, TreeBatch, Window, batches_of, branches_of, spell, tree_batch
 from .lora import keep_all, keep_less, load_trained, seeded, trained_state
+from .tasks.mixture import Mixture, task_gradients
 from .teacher import Teacher
 from .user_scids import UserScids
 
@@ -42,6 +43,8 @@ class Step:
     """Mean over samples and levels, in nats."""
     learning_rate: float
     tokens_per_s: float
+    tasks: Mapping[str, float] = field(default_factory=dict)
+    """Mean loss of each task with text, in nats a token."""
 
 
 Progress = Callable[[Step], None]
@@ -61,6 +64,8 @@ class Trained:
     seconds: float
     resumed_at: int
     """Step at which this process took over; 0 for an uninterrupted run."""
+    task_losses: dict[str, list[float]] = field(default_factory=dict)
+    """Of each task with text, the mean loss of each epoch, in nats a token."""
 
 
 def train_next_item(
@@ -75,11 +80,13 @@ def train_next_item(
     run_key: str = "",
     teacher: Teacher | None = None,
     scids: UserScids | None = None,
+    mixture: Mixture | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
 
-    ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them.
+    ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them. ``mixture``: tasks with text
+    that every step learns from besides.
 
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
@@ -108,16 +115,23 @@ def train_next_item(
                 group["lr"] = rate
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
+            told: dict[str, float] = {}
             with seeded(settings.seed, epoch, number, 3):
                 loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
+                if mixture is not None:
+                    texts = mixture.step(epoch, number)
+                    told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
+                    used += more
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             read += used
-            state = state.after(step, epoch, loss, sum(len(w.items) - w.first for w in chosen))
+            state = state.after(step, epoch, loss, sum(len(w.items) - w.first for w in chosen), told)
             if progress is not None:
                 speed = read / max(time.perf_counter() - started, 1e-9)
-                progress(Step(step, steps, epoch + (number + 1) / len(epoch_batches), loss, rate, speed))
+                progress(
+                    Step(step, steps, epoch + (number + 1) / len(epoch_batches), loss, rate, speed, told)
+                )
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
             if checkpoint is not None and due:
@@ -128,7 +142,15 @@ def train_next_item(
         model.to("cpu")
     model.eval()
     samples = sum(len(window.items) - window.first for window in windows)
-    return Trained(steps, state.epoch_means(), samples, read, time.perf_counter() - started, resumed_at)
+    return Trained(
+        steps,
+        state.epoch_means(),
+        samples,
+        read,
+        time.perf_counter() - started,
+        resumed_at,
+        state.task_means(),
+    )
 
 
 def epochs_of(windows: Sequence[Window], settings: SftSettings) -> list[list[IntArray]]:
@@ -167,6 +189,8 @@ def accumulate(
         branches = scids.told(branches)
     if teacher is not None:
         branches = teacher.blend(branches, rng)
+    if tokens.own is not None and settings.spell_items > 0:
+        branches = spell(branches, settings.spell_items, rng)
     loss_sum, read = 0.0, 0
     for part in branches.split(settings.micro_samples or total):
         batch = tree_batch(part, tokens).to(device)
@@ -182,15 +206,13 @@ def accumulate(
 def sample_logits(model: Any, batch: TreeBatch) -> Tensor:
     """Logits [N, L, V] of every sample's codes, each given the codes before it."""
     mask = attention_argument(model, batch.allowed, batch.position_ids, batch.position_ids)
-    output = model(
+    return logits_at(
+        model,
+        batch.scored,
         input_ids=batch.input_ids,
         attention_mask=mask,
         position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=batch.tail if batch.columns is None else batch.columns,
     )
-    logits: Tensor = output.logits
-    return logits.flatten(0, 1)[batch.scored]
 
 
 def sample_losses(logits: Tensor, batch: TreeBatch) -> Tensor:
@@ -224,39 +246,6 @@ def adamw(model: Any, rate: float, decay: float, device: str) -> torch.optim.Ada
     )
 
 
-def autocast_type(precision: str, device: str) -> torch.dtype | None:
-    """The autocast type, or None for plain float32; ``auto`` asks whether the device has bfloat16 units."""
-    if precision == "auto":
-        if device.startswith("cuda"):
-            native = torch.cuda.is_bf16_supported()
-        else:
-            able = torch.cpu.get_capabilities()
-            native = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-        return torch.bfloat16 if native else None
-    return torch.bfloat16 if precision == "bfloat16" else None
-
-
-@contextmanager
-def arithmetic(device: str, cast: torch.dtype | None) -> Iterator[None]:
-    """Autocast to ``cast`` (None: nothing). On a CPU attention then is plain matrix products.
-
-    The CPU's fused kernel is slow backwards in bfloat16: a step of ``tiny`` took 0.95 s in float32, 0.80 s in
-    bfloat16 and 0.60 s so (of ``demo`` 194, 207 and 139 ms; one core, 256 samples).
-    """
-    if cast is None:
-        yield
-        return
-    with torch.autocast(device.split(":")[0], dtype=cast), attention_kernels(device, cast):
-        yield
-
-
-def attention_kernels(device: str, cast: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Which kernels attention may run, see ``arithmetic``; autocast aside, activations are computed under it
-    again where they were not kept."""
-    narrow_on_cpu = cast is not None and device.split(":")[0] == "cpu"
-    return sdpa_kernel(SDPBackend.MATH) if narrow_on_cpu else nullcontext()
-
-
 @dataclass(frozen=True)
 class _State:
     """What besides weights and optimizer a checkpoint holds."""
@@ -264,18 +253,29 @@ class _State:
     step: int = 0
     sums: tuple[float, ...] = ()
     counts: tuple[int, ...] = ()
+    tasks: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    """Of each task, [sum of the steps' mean losses, steps] an epoch."""
 
-    def after(self, step: int, epoch: int, loss: float, samples: int) -> "_State":
+    def after(self, step: int, epoch: int, loss: float, samples: int, told: Mapping[str, float]) -> "_State":
         sums, counts = list(self.sums), list(self.counts)
         while len(sums) <= epoch:
             sums.append(0.0)
             counts.append(0)
         sums[epoch] += loss * samples
         counts[epoch] += samples
-        return _State(step, tuple(sums), tuple(counts))
+        tasks = {name: [list(epoch) for epoch in epochs] for name, epochs in self.tasks.items()}
+        for name, of_task in told.items():
+            epochs = tasks.setdefault(name, [])
+            epochs += [[0.0, 0] for _ in range(epoch + 1 - len(epochs))]
+            epochs[epoch][0] += of_task
+            epochs[epoch][1] += 1
+        return _State(step, tuple(sums), tuple(counts), tasks)
 
     def epoch_means(self) -> list[float]:
         return [total / count for total, count in zip(self.sums, self.counts, strict=True) if count]
+
+    def task_means(self) -> dict[str, list[float]]:
+        return {name: [total / count for total, count in epochs] for name, epochs in self.tasks.items()}
 
 
 def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, device: str) -> _State:
@@ -285,4 +285,5 @@ def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, devi
     load_trained(model, saved.states["model"])
     optimizer.load_state_dict(saved.states["optimizer"])
     log.info("checkpoint=%s resumed_at_step=%d", kept.directory, saved.facts["step"])
-    return _State(saved.facts["step"], tuple(saved.facts["sums"]), tuple(saved.facts["counts"]))
+    facts = saved.facts
+    return _State(facts["step"], tuple(facts["sums"]), tuple(facts["counts"]), facts.get("tasks", {}))

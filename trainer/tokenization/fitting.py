@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +253,6 @@ class _Fit:
             shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     def _jointly(self, item_shape: RqVaeShape, user_shape: RqVaeShape | None) -> _Trained:
-        from dataclasses import replace
-
         to, width = self.settings.alignment, self.settings.alignment.dimension
         joint = train_jointly(
             Inputs(
