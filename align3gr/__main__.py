@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from .commands import (
+    backbone,
     broker,
     catalogue,
     demo,
@@ -55,6 +56,7 @@ for _module in (
     catalogue,
     features,
     tokenize,
+    backbone,
     sft,
     rounds,
     policy,

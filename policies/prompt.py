@@ -123,6 +123,12 @@ class PromptTokens:
         return len(self.begin) + HISTORY * self.codec.levels + len(self.user_levels) + 1
 
     @property
+    def ids(self) -> list[int]:
+        """The codec's token ids, ascending: ``<recommend>``, items' and users' SCIDs, items' own tokens."""
+        own = self.own[self.own >= 0]
+        return sorted({self.recommend, *np.concatenate([*self.levels, *self.user_levels, own]).tolist()})
+
+    @property
     def highest(self) -> int:
         """The highest token id of a prompt or an answer: a model has to embed it."""
         levels = (int(level.max()) for level in (*self.levels, *self.user_levels))

@@ -93,15 +93,15 @@ def _in_memory(model: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars (ours are shown by the commands), and without its warning that
-    peft asks it by a deprecated name."""
+    """Without transformers' own progress bars (ours are shown by the commands), and without its warnings that
+    peft and we use names it deprecates (those that every version we take has)."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
             yield
     finally:
         if shown:

@@ -120,6 +120,23 @@ class TokenizationSettings(BaseModel):
     """Lloyd iterations at the end of training."""
 
 
+class LoraSettings(BaseModel):
+    """Which weights SFT trains: low-rank matrices beside frozen ones, or all of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Rank of the LoRA matrices; 0: none, all weights are trained; none: 0 for presets and for models below
+    100 million parameters, 8 for larger ones (the published code's, on a 7B model)."""
+    alpha: Positive = 16.0
+    """LoRA's scale is alpha / rank (the published code: 16 / 8)."""
+    dropout: Share = 0.05
+    """Dropout in front of the LoRA matrices (the published code's). With any, what ``micro_samples`` splits
+    draws other random numbers."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Modules that get LoRA matrices, as peft names them; "all-linear" is every projection but the head."""
+
+
 class SasRecSettings(BaseModel):
     """SASRec with cross-entropy: a baseline, and the collaborative half of the teacher."""
 
@@ -212,6 +229,18 @@ class SftSettings(BaseModel):
     Hugging Face causal language model directory."""
     text_vocabulary: Annotated[int, Field(ge=257)] | None = None
     """Byte-level BPE tokens of a preset's own tokenizer, fitted to the catalogue; none: the preset's."""
+    lora: LoraSettings = LoraSettings()
+    """Full fine-tuning or LoRA; either way the codec's tokens are trained, in embedding and head."""
+    new_tokens: Literal["mean", "codebook"] = "mean"
+    """What the rows of the codec's tokens start from: ``mean``, the mean of the rows there are (a preset: its
+    random start); ``codebook``, the codebook vectors, so that codes that mean alike start alike."""
+    quantization: Literal["none", "8bit", "4bit"] = "none"
+    """How frozen weights are held while LoRA trains; 8bit and 4bit need a CUDA GPU and the extra
+    ``quantized``. The policy that comes out is in full precision."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them: a third slower, less memory, same result."""
+    steps: Count | None = None
+    """Optimizer steps, in place of ``epochs``: as many passes as they take, the last one cut off."""
     epochs: Count = 10
     """Passes over all samples (plain next-code training overfits after about eight on 20,000 users)."""
     samples_per_step: Count = 512

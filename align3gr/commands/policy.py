@@ -1,5 +1,6 @@
-"""Commands: policy list, show, promote, rollback, resume, history, mirror."""
+"""Commands: policy list, show, promote, rollback, resume, history, export, mirror."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -136,6 +137,24 @@ def history(context: typer.Context, as_json: bool = JsonOption) -> None:
         return "\n".join(_sentence(move) for move in moves) or "no policy was promoted yet"
 
     emit({"reference": ledger.reference(), "held": ledger.held(), "moves": moves}, as_json, text)
+
+
+@policy.command("export")
+def export(
+    context: typer.Context,
+    version: str,
+    out: Path = typer.Argument(..., help="The directory to make."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Write VERSION as a plain Hugging Face directory: an adapter is added into its base.
+
+    AutoModelForCausalLM and AutoTokenizer read it; align3gr.json in it says how to ask and how to read.
+    """
+    registry, _ = _rooms(context)
+    path = registry.path(version)
+    from policies.export import export_policy
+
+    emit(export_policy(path, out).as_dict(), as_json)
 
 
 @policy.command("mirror")

@@ -115,7 +115,9 @@ def tiny_tokenizer(codec: ScidCodec) -> Any:
     return tokenizer
 
 
-def tiny_model(vocabulary: int, *, style: str = "llama", seed: int = 0, width: int = 48) -> Any:
+def tiny_model(
+    vocabulary: int, *, style: str = "llama", seed: int = 0, width: int = 48, tied: bool = True
+) -> Any:
     """A random causal LM of about 50,000 parameters: "llama", "qwen" or "gemma" (sliding window 8)."""
     import torch
     from transformers import (
@@ -136,7 +138,7 @@ def tiny_model(vocabulary: int, *, style: str = "llama", seed: int = 0, width: i
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": tied,
         "initializer_range": 0.3,
         "attn_implementation": "sdpa",
         "bos_token_id": 0,

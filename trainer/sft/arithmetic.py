@@ -1,7 +1,7 @@
 """In which type a training computes: autocast, and what goes with it on a CPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,7 +29,12 @@ def arithmetic(device: str, cast: torch.dtype | None) -> Iterator[None]:
     if cast is None:
         yield
         return
-    kind = device.split(":")[0]
-    fused = sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext()
-    with torch.autocast(kind, dtype=cast), fused:
+    with torch.autocast(device.split(":")[0], dtype=cast), attention_kernels(device, cast):
         yield
+
+
+def attention_kernels(device: str, cast: torch.dtype | None) -> AbstractContextManager[None]:
+    """Which kernels attention may run, see ``arithmetic``; autocast aside, activations that were not kept are
+    computed under it again."""
+    narrow_on_cpu = cast is not None and device.split(":")[0] == "cpu"
+    return sdpa_kernel(SDPBackend.MATH) if narrow_on_cpu else nullcontext()

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import SftSettings
 
 from .data import TokenMap, windows_of
+from .lora import plain, with_lora
 from .presets import open_backbone
 from .sasrec import SasRec
 from .tasks import NO_TEXT, CatalogueText, Mixture
@@ -37,6 +39,8 @@ class SftReport:
 
     backbone: str
     parameters: int
+    trained_parameters: int
+    """Fewer where LoRA trained it."""
     users: int
     """Histories with at least two items the codec knows."""
     samples: int
@@ -101,20 +105,26 @@ def train_sft(
             "or fit the codec to this catalogue with `align3gr tokenize`"
         )
     texts = list(texts)
-    backbone = open_backbone(
+    reopen = partial(
+        open_backbone,
         settings.backbone,
         codec,
         texts,
         text_vocabulary=settings.text_vocabulary,
         seed=settings.seed,
+        new_tokens=settings.new_tokens,
         items=most_frequent(indexed, len(codec), settings.item_tokens),
     )
+    backbone = reopen(quantization=settings.quantization, device=place)
+    parameters = sum(p.numel() for p in backbone.model.parameters())
     prompt = PromptTokens(backbone.tokenizer, codec)
     require_whole_scids(backbone.tokenizer, prompt)
     require_context(backbone.model, prompt)
     tokens = token_map(prompt)
     scids = UserScids.of(codec, indexed)
     mixture = Mixture.of(settings, codec, backbone.tokenizer, backbone.model, indexed, scids, catalogue)
+    model = with_lora(backbone, settings.lora, prompt.ids, seed=settings.seed)
+    trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     teacher = None
     if settings.teacher_weight > 0:
         teacher = _teacher(indexed, len(codec), settings, place)
@@ -122,7 +132,7 @@ def train_sft(
     key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
     trained = train_next_item(
-        backbone.model,
+        model,
         windows,
         tokens,
         settings,
@@ -137,7 +147,8 @@ def train_sft(
     )
     report = SftReport(
         backbone=backbone.name,
-        parameters=sum(p.numel() for p in backbone.model.parameters()),
+        parameters=parameters,
+        trained_parameters=trained_parameters,
         users=len({window.user for window in windows}),
         samples=trained.samples,
         steps=trained.steps,
@@ -152,7 +163,7 @@ def train_sft(
     write_policy(
         out,
         version=version,
-        model=backbone.model,
+        model=plain(model, lambda: reopen().model),
         tokenizer=backbone.tokenizer,
         codec=codec,
         popularity=by_popularity(histories) if popularity is None else popularity,

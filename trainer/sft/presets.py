@@ -13,9 +13,13 @@ from typing import Any
 import torch
 
 from policies.codec import ScidCodec
-from policies.head import READ_ONLY
-from policies.prompt import extend_tokenizer, first_item_token
+from policies.prompt import extend_tokenizer
 from trainer.errors import CannotTrain
+
+from .backbones import Backbone, codec_tokens, from_directory, set_read_only
+from .new_tokens import start_rows
+
+__all__ = ["PRESETS", "Backbone", "Preset", "byte_level_tokenizer", "open_backbone"]
 
 BEGIN, END, PAD = "<s>", "</s>", "<pad>"
 
@@ -43,21 +47,6 @@ PRESETS = {
 }
 """About 0.8, 5 and 20 million parameters with 3 x 256 SCID tokens."""
 
-LOCAL_LEARNING_RATE = 2e-4
-"""Peak rate for a pretrained model (the published code's)."""
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A model and tokenizer that speak the codec's SCID tokens."""
-
-    model: Any
-    """transformers causal LM, float32, sdpa attention, in training mode on the CPU."""
-    tokenizer: Any
-    """transformers fast tokenizer."""
-    learning_rate: float
-    name: str
-
 
 def open_backbone(
     name: str,
@@ -67,23 +56,46 @@ def open_backbone(
     text_vocabulary: int | None,
     seed: int,
     items: Sequence[int] = (),
+    new_tokens: str = "mean",
+    quantization: str = "none",
+    device: str = "cpu",
 ) -> Backbone:
     """The preset called ``name``, else the local directory ``name``.
 
-    ``items``: rows of the codec that get a token of their own.
-
+    ``items``: rows of the codec that get a token of their own. ``new_tokens``, ``quantization``: as in
+    SftSettings; ``device``: where a quantized model goes.
     Raises CannotTrain when it is neither, or cannot be loaded as a causal language model.
     """
     if name in PRESETS:
-        return _from_scratch(name, codec, texts, text_vocabulary=text_vocabulary, seed=seed, items=items)
-    directory = Path(name)
-    if not (directory / "config.json").is_file():
+        if quantization != "none":
+            raise CannotTrain(
+                f"the preset {name} is trained from scratch, all of it, so it cannot be quantized; "
+                "set trainer.sft.quantization to none"
+            )
+        return _from_scratch(
+            name,
+            codec,
+            texts,
+            text_vocabulary=text_vocabulary,
+            seed=seed,
+            items=items,
+            new_tokens=new_tokens,
+        )
+    if not Path(name).is_dir():
         presets = ", ".join(PRESETS)
         raise CannotTrain(
-            f"backbone {name!r} is no preset ({presets}) and no local model directory with a config.json; "
-            "set trainer.sft.backbone to one of them"
+            f"backbone {name!r} is no preset ({presets}) and no local model directory; set "
+            "trainer.sft.backbone to one of them, or make a directory with `align3gr backbone import`"
         )
-    return _from_directory(directory, codec, seed=seed, items=items)
+    return from_directory(
+        Path(name),
+        codec,
+        seed=seed,
+        items=items,
+        new_tokens=new_tokens,
+        quantization=quantization,
+        device=device,
+    )
 
 
 def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
@@ -110,13 +122,6 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     )
 
 
-def set_read_only(model: Any, tokenizer: Any) -> None:
-    """Let the model's config name the first token that is read and never said, where there is one."""
-    first = first_item_token(tokenizer)
-    if first is not None:
-        setattr(model.config, READ_ONLY, first)
-
-
 def _from_scratch(
     name: str,
     codec: ScidCodec,
@@ -125,11 +130,13 @@ def _from_scratch(
     text_vocabulary: int | None,
     seed: int,
     items: Sequence[int],
+    new_tokens: str,
 ) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     preset = PRESETS[name]
     tokenizer = byte_level_tokenizer(texts, text_vocabulary or preset.text_vocabulary)
+    known = max(tokenizer.get_vocab().values()) + 1
     extend_tokenizer(tokenizer, codec, items=items)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -148,33 +155,7 @@ def _from_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+    how = "codebook" if new_tokens == "codebook" else "keep"
+    start_rows(model, tokenizer, codec, codec_tokens(codec, items), known=known, how=how, seed=seed)
     set_read_only(model, tokenizer)
-    return Backbone(model.train(), tokenizer, preset.learning_rate, name)
-
-
-def _from_directory(directory: Path, codec: ScidCodec, *, seed: int, items: Sequence[int]) -> Backbone:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-        )
-    except (OSError, ValueError, ImportError) as error:
-        cause = " ".join(str(error).split())[:300]
-        raise CannotTrain(
-            f"backbone {directory} cannot be loaded as a causal language model: {cause}"
-        ) from error
-    extend_tokenizer(tokenizer, codec, items=items)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # The mean of the rows there are, with their spread: new tokens start as unremarkable words.
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
-    set_read_only(model, tokenizer)
-    return Backbone(model.train(), tokenizer, LOCAL_LEARNING_RATE, str(directory))
+    return Backbone(model.train(), tokenizer, preset.learning_rate, name, scratch=True)

@@ -22,8 +22,9 @@ from policies.head import logits_at
 from trainer.checkpoint import Checkpoint
 from trainer.settings import SftSettings
 
-from .arithmetic import arithmetic, autocast_type
-from .data import TokenMap, TreeBatch, Window, batches_of, branches_of, spell, tree_batch
+from .arithmetic import arithmetic, attention_kernels, autocast_type
+from .data import IntArray, TokenMap, TreeBatch, Window, batches_of, branches_of, spell, tree_batch
+from .lora import keep_all, keep_less, load_trained, seeded, trained_state
 from .tasks.mixture import Mixture, task_gradients
 from .teacher import Teacher
 from .user_scids import UserScids
@@ -90,16 +91,17 @@ def train_next_item(
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
     """
-    batches = [
-        batches_of(windows, targets=settings.samples_per_step, seed=settings.seed, epoch=epoch)
-        for epoch in range(settings.epochs)
-    ]
+    batches = epochs_of(windows, settings)
     steps = sum(len(epoch) for epoch in batches)
-    model.to(device).train()
+    if not getattr(model, "is_quantized", False):
+        model.to(device)
+    model.train()
     optimizer = adamw(model, learning_rate, settings.weight_decay, device)
     kept = Checkpoint(checkpoint, run_key)
     state = _resume(kept, model, optimizer, device)
     cast = autocast_type(settings.precision, device)
+    if settings.gradient_checkpointing:
+        keep_less(model, lambda: attention_kernels(device, cast))
     started, read, resumed_at = time.perf_counter(), 0, state.step
 
     step = 0
@@ -113,12 +115,13 @@ def train_next_item(
                 group["lr"] = rate
             rng = np.random.default_rng([settings.seed, epoch, number, 2])
             chosen = [windows[i] for i in batch]
-            loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
             told: dict[str, float] = {}
-            if mixture is not None:
-                texts = mixture.step(epoch, number)
-                told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
-                used += more
+            with seeded(settings.seed, epoch, number, 3):
+                loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
+                if mixture is not None:
+                    texts = mixture.step(epoch, number)
+                    told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
+                    used += more
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -132,8 +135,12 @@ def train_next_item(
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
             if checkpoint is not None and due:
-                kept.save(asdict(state), {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    model.to("cpu").eval()
+                kept.save(asdict(state), {"model": trained_state(model), "optimizer": optimizer.state_dict()})
+    if settings.gradient_checkpointing:
+        keep_all(model)
+    if not getattr(model, "is_quantized", False):
+        model.to("cpu")
+    model.eval()
     samples = sum(len(window.items) - window.first for window in windows)
     return Trained(
         steps,
@@ -144,6 +151,20 @@ def train_next_item(
         resumed_at,
         state.task_means(),
     )
+
+
+def epochs_of(windows: Sequence[Window], settings: SftSettings) -> list[list[IntArray]]:
+    """The batches of every pass: as many passes as settings say, or as ``steps`` take, the last cut off."""
+    epochs: list[list[IntArray]] = []
+    left = settings.steps
+    while len(epochs) < settings.epochs if left is None else left > 0:
+        batches = batches_of(
+            windows, targets=settings.samples_per_step, seed=settings.seed, epoch=len(epochs)
+        )
+        epochs.append(batches[:left])
+        if left is not None:
+            left -= len(epochs[-1])
+    return epochs
 
 
 def accumulate(
@@ -261,7 +282,7 @@ def _resume(kept: Checkpoint, model: Any, optimizer: torch.optim.Optimizer, devi
     saved = kept.load(device)
     if saved is None:
         return _State()
-    model.load_state_dict(saved.states["model"])
+    load_trained(model, saved.states["model"])
     optimizer.load_state_dict(saved.states["optimizer"])
     log.info("checkpoint=%s resumed_at_step=%d", kept.directory, saved.facts["step"])
     facts = saved.facts
