@@ -1,0 +1,34 @@
+"""Settings of training. Importing them imports neither torch nor anything that does."""
+
+from pydantic import BaseModel, ConfigDict
+
+from .preference import PreferenceSettings, StageSettings
+from .rounds import RoundSettings, ScheduleSettings
+from .sft import LoraSettings, SasRecSettings, SftSettings, TaskSettings
+from .tokenization import AlignmentSettings, CollaborativeSettings, TokenizationSettings
+
+__all__ = [
+    "AlignmentSettings",
+    "CollaborativeSettings",
+    "LoraSettings",
+    "PreferenceSettings",
+    "RoundSettings",
+    "SasRecSettings",
+    "ScheduleSettings",
+    "SftSettings",
+    "StageSettings",
+    "TaskSettings",
+    "TokenizationSettings",
+    "TrainerSettings",
+]
+
+
+class TrainerSettings(BaseModel):
+    """Tokenization, SFT, preference stages and rounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenization: TokenizationSettings = TokenizationSettings()
+    sft: SftSettings = SftSettings()
+    preference: PreferenceSettings = PreferenceSettings()
+    round: RoundSettings = RoundSettings()

@@ -1,0 +1,75 @@
+"""Settings of preference training: the stages and what they share."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from .numbers import Count, Positive, Share
+
+
+class StageSettings(BaseModel):
+    """One preference stage: which samples it learns from, and how hard it pulls."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+    """Names the stage in metrics, messages and directories."""
+    data: Literal["easy", "hard"]
+    """Rejected responses: ``easy`` = disliked items, ``hard`` = neutral ones."""
+    beta: Positive = 1.0
+    """Softmax-DPO's inverse temperature (the published code: 1)."""
+    learning_rate: Positive | None = None
+    """AdamW's peak rate; none: 1e-5 (the published code, 7B parameters) from 100 million parameters on, 1e-3
+    for smaller models."""
+    epochs: Count = 3
+    """Passes over the samples (the published code: 3)."""
+    anchor: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the chosen response's negative log-likelihood per token, against likelihood displacement."""
+    min_samples: Count = 32
+    """Samples below which the stage is skipped, with a message."""
+
+
+class PreferenceSettings(BaseModel):
+    """Progressive Softmax-DPO: the stages in order, and what they share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stages: tuple[StageSettings, ...] = (
+        StageSettings(name="easy", data="easy"),
+        StageSettings(name="hard", data="hard"),
+    )
+    """In the order they run; the policy that one ends with is the reference of the next."""
+    max_rejected: Annotated[int, Field(ge=1, le=20)] = 20
+    """Rejected responses of a sample that are used, the nearest first (paper: up to 20)."""
+    batch_size: Count = 64
+    """Samples an optimizer step learns from, over all devices (the published code: 256)."""
+    micro_batch: Count = 64
+    """Samples that go through the model at once; less of it needs less memory and changes no result."""
+    warmup: Share = 0.05
+    """Share of the steps over which the learning rate rises (the published code: 5%); then a cosine to 0."""
+    gradient_norm: Positive = 0.3
+    """Gradients are clipped to this norm (the published code: 0.3)."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW's weight decay of the LoRA matrices."""
+    lora_rank: Count = 16
+    """Rank of the LoRA matrices (the published code: 8, on a 7B model)."""
+    lora_alpha: Positive = 32.0
+    """LoRA's scale is alpha / rank (the published code: 16 / 8)."""
+    lora_dropout: Share = 0.0
+    """Dropout in front of the LoRA matrices; 0 keeps the first step's policy equal to its reference."""
+    lora_targets: str | tuple[str, ...] = "all-linear"
+    """Modules that get LoRA matrices, as peft names them."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs without a lower loss on the stop users after which a stage ends, at its best weights; 0: off."""
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages must name at least one stage")
+        if len(set(names)) != len(names):
+            raise ValueError("stages must have different names")
+        taken = {"dataset", "evaluate", "gate", "register", "ledger"} & set(names)
+        if taken:
+            raise ValueError(f"no stage can be called {taken.pop()}: a step of the round is")
+        return self
