@@ -1,37 +1,42 @@
-"""What a policy is worth: ranking of the full catalogue, ranking within logged slates, coverage, validity.
+"""What a policy is worth: the full catalogue ranked for cases with one item to be found, by beam search.
 
-One relevant item a case, so with ``r`` its place in the list (1 = first, infinity when it is not there)
-
-    Recall@k = [r <= k]        NDCG@k = [r <= k] / log2(1 + r)
-
-A user's figure is the mean over that user's cases; a policy's the mean over users. Seen items are left out of
-the lists, or not: two columns that are never mixed (lab notes: leaving them out lifts every model). Within a
-slate, the win rate is the share of (liked, other) pairs that log pi orders rightly, ties half.
+Recall and NDCG are those of trainer.metrics; a user's figure is the mean over that user's cases, a policy's
+the mean over users. Seen items are left out of the lists, or not: two columns that are never mixed (leaving
+them out lifts every model). A beam of B prefixes finds at most B items, so it answers cutoffs up to B and no
+others: Recall@50 is never read off a beam of 20 (``beam_plan``).
 """
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from policies.gate import PolicyFigures
 from policies.policy import Eligible, Policy, Recommendation, UserContext
-from policies.prompt import answer_ids, prompts_ids
-from policies.scoring import answer_log_probs, pack
 
-Floats = npt.NDArray[np.float64]
+from .metrics import CUTOFFS, POPULAR_SHARE, Floats, IntArray, ListShape, Places, per_case
+from .slates import SlateCase, log_probs, win_rate, win_rates
 
-CUTOFFS = (1, 5, 10, 20)
-"""The k of Recall@k and NDCG@k, unless told otherwise."""
-
-SLATES_AT_ONCE = 64
-"""Slates scored in one forward pass; bounds memory, changes no result."""
-
-POPULAR_SHARE = 0.01
-"""The most popular items whose share of the recommendations is the concentration."""
+__all__ = [
+    "CUTOFFS",
+    "POPULAR_SHARE",
+    "Latency",
+    "RankingCase",
+    "RankingFigures",
+    "SlateCase",
+    "beam_plan",
+    "cases_of",
+    "gate_figures",
+    "leave_one_out",
+    "log_probs",
+    "popularity_baseline",
+    "rank_catalogue",
+    "win_rate",
+    "win_rates",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
@@ -50,14 +55,24 @@ class RankingCase:
 
 
 @dataclass(frozen=True)
-class SlateCase:
-    """A logged slate with the levels in force."""
+class Latency:
+    """Time that ``Policy.recommend`` took, batch by batch; the first batch, a warm-up, is not counted where
+    there are others."""
 
-    user_id: str
-    history: tuple[str, ...]
-    items: tuple[str, ...]
-    levels: tuple[int | None, ...]
-    """1 liked, 0 neutral, -1 disliked; none: nothing is known of it, it is left out."""
+    batch: int
+    """Users a batch."""
+    users_per_s: float
+    p50_ms: float
+    """Median time of a batch."""
+    p95_ms: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], users: Sequence[int]) -> "Latency":
+        """From the seconds and users of each batch, in order."""
+        took, sizes = (np.array(seconds), np.array(users)) if len(seconds) else (np.ones(1), np.zeros(1))
+        kept = slice(1 if len(took) > 1 else 0, None)
+        p50, p95 = np.quantile(took[kept] * 1000, [0.5, 0.95])
+        return cls(int(sizes.max()), float(sizes[kept].sum() / took[kept].sum()), float(p50), float(p95))
 
 
 @dataclass(frozen=True)
@@ -69,18 +84,29 @@ class RankingFigures:
     per_user: Mapping[str, Floats]
     """Metric -> float64 [users]."""
     cases: int
-    coverage: float
-    """Share of the eligible catalogue that appears in some list, 0..1."""
+    shape: ListShape
+    """Coverage, concentration and popularity of the lists."""
     validity: float
     """Share of lists that are complete, unique, eligible and (where left out) unseen, 0..1."""
-    concentration: float
-    """Share of all places that go to the most popular 1% of items, 0..1."""
     seen_left_out: bool
+    beam: int
+    """Prefixes kept at each level."""
+    latency: Latency
 
     @property
     def means(self) -> dict[str, float]:
         """Metric -> mean over users."""
         return {name: float(values.mean()) for name, values in self.per_user.items()}
+
+    @property
+    def coverage(self) -> float:
+        """Share of the eligible catalogue that appears in some list, 0..1."""
+        return self.shape.coverage
+
+    @property
+    def concentration(self) -> float:
+        """Share of all places that go to the most popular 1% of items, 0..1."""
+        return self.shape.concentration
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -88,105 +114,102 @@ class RankingFigures:
             "users": len(self.users),
             "cases": self.cases,
             "seen_left_out": self.seen_left_out,
+            "beam": self.beam,
             **self.means,
-            "coverage": self.coverage,
+            **asdict(self.shape),
             "validity": self.validity,
-            "concentration": self.concentration,
+            "latency": asdict(self.latency),
         }
+
+
+def beam_plan(beams: Sequence[int], cutoffs: Sequence[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """(beam, the cutoffs it answers): each beam answers the k it can hold, and where none of them can hold
+    the largest k, a further beam of exactly that k answers all. Narrowest first."""
+    wanted = sorted(set(beams))
+    if not any(beam >= max(cutoffs) for beam in wanted):
+        wanted.append(max(cutoffs))
+    plan = [(beam, tuple(sorted(k for k in set(cutoffs) if k <= beam))) for beam in wanted]
+    return [(beam, ks) for beam, ks in plan if ks]
 
 
 def rank_catalogue(
     policy: Policy,
     cases: Sequence[RankingCase],
     *,
-    cutoffs: Sequence[int] = CUTOFFS,
+    cutoffs: Sequence[int] | None = None,
     beam: int | None = None,
     eligible: Collection[str] | None = None,
     exclude_seen: bool = True,
     popular: Collection[str] | None = None,
+    popularity: Sequence[str] | None = None,
+    depth: int | None = None,
     progress: Progress | None = None,
 ) -> RankingFigures:
     """Recommend for every case by ``Policy.recommend`` and find the targets.
 
-    ``beam``: the policy's own by default, raised to the largest cutoff. ``popular``: the items that
-    concentration counts; default the policy's most popular 1% of eligible items (pass one set to compare
-    policies). A target that the codec does not know counts as not found.
+    ``cutoffs``: default those of CUTOFFS that the beam holds. ``beam``: the policy's own by default, raised
+    to the largest cutoff. ``popular``: the items that concentration counts; default the first 1% of
+    ``popularity``, which is the eligible items, most popular first, and by default the policy's own (pass one
+    to compare policies). ``depth``: places of a list that its shape is taken over; none: all. A target that
+    the codec does not know counts as not found.
     """
     allowed = policy.eligible(eligible)
+    own = policy.settings.beam if beam is None else beam
+    cutoffs = tuple(k for k in CUTOFFS if k <= own) if cutoffs is None else cutoffs
     k = max(cutoffs)
-    lists: list[list[Recommendation]] = []
-    for start in range(0, len(cases), 256):
-        users = [_context(case) for case in cases[start : start + 256]]
-        lists += policy.recommend(users, k, beam=beam, eligible=allowed, exclude_seen=exclude_seen)
+    # Batches of like prompt length, as a server fills them, timed one by one.
+    order = sorted(range(len(cases)), key=lambda place: len(cases[place].history))
+    lists: list[list[Recommendation]] = [[] for _ in cases]
+    seconds, sizes = [], []
+    for start in range(0, len(cases), policy.settings.batch):
+        places = order[start : start + policy.settings.batch]
+        users = [_context(cases[place]) for place in places]
+        began = time.perf_counter()
+        found = policy.recommend(users, k, beam=beam, eligible=allowed, exclude_seen=exclude_seen)
+        seconds.append(time.perf_counter() - began)
+        sizes.append(len(users))
+        for place, one in zip(places, found, strict=True):
+            lists[place] = one
         if progress is not None:
-            progress("ranking", len(lists), len(cases))
-    return _figures(policy, cases, lists, cutoffs, allowed, exclude_seen, popular)
+            progress("ranking", min(start + len(places), len(cases)), len(cases))
+    items = [[one.item_id for one in listed] for listed in lists]
+    ranks = np.array(
+        [
+            listed.index(case.target) + 1 if case.target in listed else np.inf
+            for case, listed in zip(cases, items, strict=True)
+        ],
+        dtype=np.float64,
+    )
+    names = tuple(dict.fromkeys(case.user_id for case in cases))
+    return RankingFigures(
+        users=names,
+        per_user=_by_user(names, cases, per_case(Places.of_ranks(ranks), cutoffs)),
+        cases=len(cases),
+        shape=_shape(policy, items, allowed, popular, popularity, depth or k),
+        validity=_validity(policy, cases, items, allowed, exclude_seen, k),
+        seen_left_out=exclude_seen,
+        beam=max(own, k),
+        latency=Latency.of(seconds, sizes),
+    )
 
 
 def popularity_baseline(
     popularity: Sequence[str],
     cases: Sequence[RankingCase],
     *,
-    cutoffs: Sequence[int] = CUTOFFS,
+    cutoffs: Sequence[int] = (1, 5, 10, 20),
     exclude_seen: bool = True,
 ) -> dict[str, float]:
     """Metric -> mean over users, when everybody gets the most popular items (``popularity``: most first)."""
     ranks = []
     for case in cases:
         left_out = _context(case).seen if exclude_seen else frozenset()
-        listed: list[str] = []
-        for item in popularity:
-            if item not in left_out:
-                listed.append(item)
-                if len(listed) == max(cutoffs):
-                    break
-        ranks.append(listed.index(case.target) + 1 if case.target in listed else np.inf)
-    users, per_case = _metrics(cases, np.array(ranks, dtype=np.float64), cutoffs)
-    return {name: float(values.mean()) for name, values in _by_user(users, cases, per_case).items()}
-
-
-def win_rates(
-    policy: Policy, slates: Sequence[SlateCase], *, progress: Progress | None = None
-) -> dict[str, float]:
-    """User -> mean win rate over that user's slates; users without a liked and another item are absent.
-
-    Items without a level and items that the codec does not know are left out of their slate.
-    """
-    kept = [
-        (case, items, liked)
-        for case in slates
-        for items, liked in [_known(policy, case)]
-        if 0 < sum(liked) < len(liked)
-    ]
-    kept.sort(key=lambda entry: len(entry[0].history), reverse=True)  # rows of a batch of like length
-    rates: dict[str, list[float]] = {}
-    for start in range(0, len(kept), SLATES_AT_ONCE):
-        part = kept[start : start + SLATES_AT_ONCE]
-        scores = log_probs(policy, [(case.history, items) for case, items, _ in part])
-        for (case, _, liked), row in zip(part, scores, strict=True):
-            rates.setdefault(case.user_id, []).append(win_rate(row, np.array(liked)))
-        if progress is not None:
-            progress("slates", min(start + SLATES_AT_ONCE, len(kept)), len(kept))
-    return {user: float(np.mean(values)) for user, values in rates.items()}
-
-
-def win_rate(scores: Floats, liked: npt.NDArray[np.bool_]) -> float:
-    """Share of pairs (liked, other) with score(liked) > score(other), ties half; [n], [n] -> 0..1."""
-    difference = scores[liked][:, None] - scores[~liked][None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-@torch.inference_mode()
-def log_probs(policy: Policy, asked: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[Floats]:
-    """log pi of items given a history, for each (history, items); one forward pass, float64 [items] each."""
-    tokens = policy.tokens
-    batch = pack(
-        prompts_ids(tokens, [history for history, _ in asked]),
-        [[answer_ids(tokens, item) for item in items] for _, items in asked],
-        tokens.pad,
-    ).to(policy.device)
-    scores = answer_log_probs(policy.model, batch).double().cpu().numpy()
-    return [row[: len(items)] for row, (_, items) in zip(scores, asked, strict=True)]
+        listed = islice((item for item in popularity if item not in left_out), max(cutoffs))
+        ranks.append(next((place for place, item in enumerate(listed, 1) if item == case.target), np.inf))
+    users = tuple(dict.fromkeys(case.user_id for case in cases))
+    places = Places.of_ranks(np.array(ranks, dtype=np.float64))
+    by_user = _by_user(users, cases, per_case(places, cutoffs))
+    return {name: float(values.mean()) for name, values in by_user.items()}
 
 
 def gate_figures(
@@ -220,7 +243,8 @@ def gate_figures(
     allowed = policy.eligible(eligible)
     asked = [contexts[user] for user in users if user in contexts]
     lists = policy.recommend([_context(case) for case in asked], k, beam=beam, eligible=allowed)
-    shape = _figures(policy, asked, lists, (k,), allowed, True, popular)
+    items = [[one.item_id for one in listed] for listed in lists]
+    shape = _shape(policy, items, allowed, popular, None, k)
     return PolicyFigures(
         version=policy.version,
         per_user={
@@ -228,7 +252,7 @@ def gate_figures(
             "full": np.array([full.get(user, np.nan) for user in users], dtype=np.float64),
         },
         coverage=shape.coverage,
-        validity=shape.validity,
+        validity=_validity(policy, asked, items, allowed, True, k),
         concentration=shape.concentration,
     )
 
@@ -265,87 +289,66 @@ def _context(case: RankingCase) -> UserContext:
     return UserContext(case.user_id, case.history, seen - {case.target})
 
 
-def _known(policy: Policy, case: SlateCase) -> tuple[list[str], list[bool]]:
-    pairs = [
-        (item, level == 1)
-        for item, level in zip(case.items, case.levels, strict=True)
-        if level is not None and item in policy.codec.items
-    ]
-    return [item for item, _ in pairs], [liked for _, liked in pairs]
-
-
-def _figures(
-    policy: Policy,
-    cases: Sequence[RankingCase],
-    lists: Sequence[Sequence[Recommendation]],
-    cutoffs: Sequence[int],
-    allowed: Eligible,
-    exclude_seen: bool,
-    popular: Collection[str] | None,
-) -> RankingFigures:
-    k = max(cutoffs)
-    items = [[one.item_id for one in listed] for listed in lists]
-    ranks = np.array(
-        [
-            listed.index(case.target) + 1 if case.target in listed else np.inf
-            for case, listed in zip(cases, items, strict=True)
-        ],
-        dtype=np.float64,
-    )
-    users, per_case = _metrics(cases, ranks, cutoffs)
-    shown = {item for listed in items for item in listed}
-    top = set(_most_popular(policy, allowed) if popular is None else popular)
-    places = sum(len(listed) for listed in items)
-    valid = [
-        _is_valid(policy, listed, _context(case).seen if exclude_seen else frozenset(), allowed, k)
-        for case, listed in zip(cases, items, strict=True)
-    ]
-    return RankingFigures(
-        users=users,
-        per_user=_by_user(users, cases, per_case),
-        cases=len(cases),
-        coverage=len(shown) / max(int(allowed.mask.sum()), 1),
-        validity=float(np.mean(valid)) if valid else 1.0,
-        concentration=sum(item in top for listed in items for item in listed) / max(places, 1),
-        seen_left_out=exclude_seen,
-    )
-
-
-def _metrics(
-    cases: Sequence[RankingCase], ranks: Floats, cutoffs: Sequence[int]
-) -> tuple[tuple[str, ...], dict[str, Floats]]:
-    """(distinct users, metric -> float64 [cases])."""
-    per_case: dict[str, Floats] = {}
-    for k in cutoffs:
-        hit = ranks <= k
-        per_case[f"recall@{k}"] = hit.astype(np.float64)
-        per_case[f"ndcg@{k}"] = np.where(hit, 1.0 / np.log2(1.0 + ranks), 0.0)
-    return tuple(dict.fromkeys(case.user_id for case in cases)), per_case
-
-
 def _by_user(
-    users: Sequence[str], cases: Sequence[RankingCase], per_case: Mapping[str, Floats]
+    users: Sequence[str], cases: Sequence[RankingCase], values_of: Mapping[str, Floats]
 ) -> dict[str, Floats]:
     row = {user: i for i, user in enumerate(users)}
     owner = np.array([row[case.user_id] for case in cases], dtype=np.int64)
     counts = np.bincount(owner, minlength=len(users)) if len(cases) else np.ones(len(users))
     return {
         name: np.bincount(owner, weights=values, minlength=len(users)) / counts
-        for name, values in per_case.items()
+        for name, values in values_of.items()
     }
 
 
-def _is_valid(policy: Policy, items: Sequence[str], seen: Collection[str], allowed: Eligible, k: int) -> bool:
+def _shape(
+    policy: Policy,
+    lists: Sequence[Sequence[str]],
+    allowed: Eligible,
+    popular: Collection[str] | None,
+    popularity: Sequence[str] | None,
+    depth: int,
+) -> ListShape:
     rows = policy.codec.items
-    eligible = int(allowed.mask.sum()) - sum(item in rows and bool(allowed.mask[rows[item]]) for item in seen)
-    return (
-        len(items) == min(k, eligible)
-        and len(set(items)) == len(items)
-        and all(item in rows and allowed.mask[rows[item]] and item not in seen for item in items)
+    shown = np.full((len(lists), depth), -1, dtype=np.int64)
+    for place, listed in enumerate(lists):
+        shown[place, : len(listed[:depth])] = [rows[item] for item in listed[:depth]]
+    if popularity is None:
+        everybody = policy.recommend([UserContext("")], len(rows), eligible=allowed)[0]
+        popularity = [one.item_id for one in everybody]
+    named = np.array([rows[item] for item in popularity if item in rows], dtype=np.int64)
+    named = named[allowed.mask[named]]
+    rest = allowed.mask.copy()
+    rest[named] = False
+    return ListShape.of(
+        shown,
+        np.concatenate([named, np.flatnonzero(rest)]),
+        depth=depth,
+        popular=None if popular is None else _rows(popular, rows),
     )
 
 
-def _most_popular(policy: Policy, allowed: Eligible) -> list[str]:
-    """The first 1% (at least one) of the eligible items by popularity: what a user nobody knows gets."""
-    count = max(1, round(POPULAR_SHARE * int(allowed.mask.sum())))
-    return [one.item_id for one in policy.recommend([UserContext("")], count, eligible=allowed)[0]]
+def _rows(items: Collection[str], rows: Mapping[str, int]) -> IntArray:
+    return np.array([rows[item] for item in items if item in rows], dtype=np.int64)
+
+
+def _validity(
+    policy: Policy,
+    cases: Sequence[RankingCase],
+    lists: Sequence[Sequence[str]],
+    allowed: Eligible,
+    exclude_seen: bool,
+    k: int,
+) -> float:
+    """Share of lists that are as long as they can be, unique, eligible and unseen; 1 without any list."""
+    rows, mask, eligible = policy.codec.items, allowed.mask, int(allowed.mask.sum())
+    valid = []
+    for case, items in zip(cases, lists, strict=True):
+        seen = _context(case).seen if exclude_seen else frozenset()
+        left = eligible - sum(item in rows and bool(mask[rows[item]]) for item in seen)
+        valid.append(
+            len(items) == min(k, left)
+            and len(set(items)) == len(items)
+            and all(item in rows and mask[rows[item]] and item not in seen for item in items)
+        )
+    return float(np.mean(valid)) if valid else 1.0

@@ -1,4 +1,4 @@
-"""Commands: recommend, evaluate."""
+"""Command: recommend."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,71 +69,6 @@ def recommend(
     emit(facts, as_json, text)
 
 
-@app.command()
-def evaluate(
-    context: typer.Context,
-    held_out: Path | None = typer.Option(
-        None, "--held-out", help="Events kept back by `replay --leave-out` (JSON lines)."
-    ),
-    policy: str | None = PolicyOption,
-    beam: int | None = typer.Option(None, "--beam", min=1, help="Prefixes kept a level (default: settings)."),
-    cutoffs: str = typer.Option("1,5,10,20", "--cutoffs", help="The k of Recall@k and NDCG@k."),
-    all_items: bool = typer.Option(
-        False, "--all-items", help="Leave seen items in the lists, as printed tables do (another column)."
-    ),
-    liked_only: bool = typer.Option(False, "--liked-only", help="Held-out events that are liked count only."),
-    limit: int | None = typer.Option(None, "--limit", min=1, help="Only the first N users."),
-    device: str = DeviceOption,
-    as_json: bool = JsonOption,
-) -> None:
-    """Measure a policy: the full catalogue ranked on held-out events, or else the log's gate users.
-
-    The popularity baseline is measured on the same cases.
-    """
-    from align3gr.progress import Bars
-    from policies.policy import Policy
-    from trainer.evaluation import popularity_baseline, rank_catalogue, win_rates
-
-    settings = settings_of(context)
-    ks = _cutoffs(cutoffs)
-    directory = _directory(settings, policy)
-    slates: list[Any] = []
-    if held_out is not None:
-        ranking = _held_out_cases(settings, held_out, liked_only)
-    else:
-        slates, ranking = _gate_cases(settings)
-    _require_cases(slates, ranking, held_out)
-    ranking = ranking[:limit]
-    loaded = Policy.load(directory, device=device, settings=settings.policies.decoding)
-    _, listed = _catalogue(settings)
-    facts: dict[str, Any] = {"policy": loaded.version}
-    with Bars(shown=not as_json) as bars:
-        if slates:
-            rates = win_rates(loaded, slates[:limit], progress=bars)
-            facts["slates"] = {
-                "users": len(rates),
-                "win_rate": sum(rates.values()) / len(rates) if rates else None,
-            }
-        if ranking:
-            ranked = rank_catalogue(
-                loaded,
-                ranking,
-                cutoffs=ks,
-                beam=beam,
-                eligible=listed,
-                exclude_seen=not all_items,
-                progress=bars,
-            )
-            facts["ranking"] = ranked.as_dict()
-            popular = [
-                one.item_id for one in loaded.recommend([_stranger()], len(loaded.codec), eligible=listed)[0]
-            ]
-            facts["popularity"] = popularity_baseline(
-                popular, ranking, cutoffs=ks, exclude_seen=not all_items
-            )
-    emit(facts, as_json, lambda: _table(facts))
-
-
 def _directory(settings: "Settings", policy: str | None) -> Path:
     """Directory of the policy asked for, else of the reference."""
     from features.errors import BadInput
@@ -187,101 +122,6 @@ def _catalogue(settings: "Settings") -> tuple[dict[str, str], list[str] | None]:
     return dict(zip(ids, items["title"].to_pylist(), strict=True)), ids
 
 
-def _held_out_cases(settings: "Settings", file: Path, liked_only: bool) -> list[Any]:
-    """A case for each engaged event of the file: the history in the log, the event's item as target."""
-    from features.duck import connect
-    from features.errors import BadInput
-    from features.histories import histories, seen
-    from features.levels import Level, level_of
-    from features.log import FeedbackLog
-    from trainer.evaluation import RankingCase
-
-    engaged = {"click", "rating", "review", "purchase"}
-    targets: list[tuple[str, str]] = []
-    for event in _events(file):
-        level = level_of(event, settings.features.levels)
-        counts = level == Level.LIKED or (
-            event.kind in engaged and level != Level.DISLIKED and not liked_only
-        )
-        if counts:
-            targets.append((event.user_id, event.item_id))
-    if not targets:
-        raise BadInput(f"{file} holds no engaged event to look for; write it with `replay --leave-out 1`")
-    snapshot = FeedbackLog.open(settings.home / "log", create=False).snapshot()
-    users = sorted({user for user, _ in targets})
-    with connect(settings.features) as con:
-        found = histories(con, snapshot, settings.features, user_ids=users)
-        history = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-        found = seen(con, snapshot, users)
-        met = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-    return [
-        RankingCase(user, tuple(history[user]), item, frozenset(met.get(user, ())))
-        for user, item in targets
-        if user in history
-    ]
-
-
-def _events(file: Path) -> list[Any]:
-    import gzip
-    from datetime import UTC, datetime
-
-    from features.errors import BadInput
-    from features.interactions import InvalidInteraction, decode_interaction
-
-    now, events, number = datetime.now(UTC), [], 0
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    events.append(decode_interaction(line, now=now))
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read: {error.strerror or error}") from error
-    except InvalidInteraction as error:
-        raise BadInput(f"{file} line {number}: {error}; see `align3gr validate {file}`") from error
-    return events
-
-
-def _gate_cases(settings: "Settings") -> tuple[list[Any], list[Any]]:
-    from features.cases import evaluation_cases
-    from features.log import FeedbackLog
-    from trainer.evaluation import cases_of
-
-    snapshot = FeedbackLog.open(settings.home / "log", create=False).snapshot()
-    found = evaluation_cases(
-        snapshot,
-        settings.features,
-        gate_share=settings.policies.gate.share,
-        stop_share=settings.trainer.round.stop_share,
-    )
-    return cases_of(found.slates, found.ranking)
-
-
-def _require_cases(slates: list[Any], ranking: list[Any], held_out: Path | None) -> None:
-    from features.errors import BadInput
-
-    if slates or ranking:
-        return
-    if held_out is None:
-        raise BadInput("the log holds no case of a gate user yet; evaluate on a file with --held-out")
-    raise BadInput(f"no user of {held_out} has a history in the log; replay the rest of the data first")
-
-
-def _cutoffs(text: str) -> tuple[int, ...]:
-    from features.errors import BadInput
-
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise BadInput(f"--cutoffs {text}: write positive numbers with commas, as 1,5,10")
-    return tuple(sorted({int(part) for part in parts}))
-
-
-def _stranger() -> "UserContext":
-    from policies.policy import UserContext
-
-    return UserContext("")
-
-
 def _facts(one: "Recommendation", titles: dict[str, str]) -> dict[str, Any]:
     return {
         "item_id": one.item_id,
@@ -290,19 +130,3 @@ def _facts(one: "Recommendation", titles: dict[str, str]) -> dict[str, Any]:
         "position": one.position,
         "source": one.source,
     }
-
-
-def _table(facts: dict[str, Any]) -> str:
-    lines = [f"policy {facts['policy']}"]
-    if "slates" in facts:
-        lines.append(
-            f"within slates: win rate {facts['slates']['win_rate']:.4f}, {facts['slates']['users']} users"
-        )
-    if "ranking" in facts:
-        ranked, popular = facts["ranking"], facts["popularity"]
-        column = "seen left out" if ranked["seen_left_out"] else "all items"
-        lines.append(f"full catalogue, {column}: {ranked['users']} users, {ranked['cases']} cases")
-        lines.append(f"{'':<14}{'policy':>9}{'popularity':>12}")
-        lines += [f"{name:<14}{ranked[name]:>9.4f}{popular[name]:>12.4f}" for name in popular]
-        lines += [f"{name:<14}{ranked[name]:>9.4f}" for name in ("coverage", "validity", "concentration")]
-    return "\n".join(lines)

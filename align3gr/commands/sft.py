@@ -24,6 +24,9 @@ def sft(
     ),
     epochs: int | None = typer.Option(None, "--epochs", min=1, help="Passes over all samples."),
     seed: int | None = typer.Option(None, "--seed", min=0, help="Weights, batches, dropped items."),
+    leave_out: int = typer.Option(
+        0, "--leave-out", min=0, help="Last items of each user it is not trained on (2: paper's protocol)."
+    ),
     device: str = typer.Option("auto", "--device", help="auto, cpu, cuda or cuda:N."),
     preview: int | None = typer.Option(
         None, "--preview", min=1, help="Print so many examples of each task with a weight; train nothing."
@@ -71,6 +74,7 @@ def sft(
             who=getpass.getuser(),
             clock=utc_now,
             device=device,
+            leave_out=leave_out,
             progress=progress,
         )
     facts: dict[str, Any] = {"version": done.version, "promoted": done.promoted} | done.report.as_dict()

@@ -193,6 +193,41 @@ def test_another_sft_is_registered_and_not_promoted(home: Path, capsys: pytest.C
     assert facts_of(home, capsys, "policy", "list")["reference"] == "v1"
 
 
+def test_policies_are_measured_side_by_side_on_items_left_out(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(home, capsys, "sft", "--epochs", "1", "--leave-out", "1", "--seed", "3", "--json")
+    assert code == 0, err
+    other = json.loads(out.splitlines()[-1])["version"]
+    code, out, err = call(
+        home, capsys, "evaluate", "v1", other, "--back", "1", "--beam", "5,12", "--seeds", "--json"
+    )
+    assert code == 0
+    # v1 was trained on every item of the log, the other one without the last of each user.
+    assert [line.split()[0] for line in err.splitlines() if "no test" in line] == ["v1"]
+    facts = json.loads(out.splitlines()[-1])
+    rows = {(row["policy"], row["column"], row["beam"]): row for row in facts["rows"]}
+    assert len(rows) == 8
+    assert {key[1:] for key in rows} == {(c, b) for c in ("unseen", "all_items") for b in (5, 12)}
+    narrow, wide = rows["v1", "unseen", 5], rows["v1", "unseen", 12]
+    assert "recall@10" not in narrow  # a beam of 5 holds no ten items
+    assert wide["recall@10"] >= wide["recall@5"]
+    low, high = wide["intervals"]["recall@10"]
+    assert low <= wide["recall@10"] <= high
+    assert wide["latency"]["users_per_s"] > 0
+    assert wide["recall@10"] >= rows["v1", "all_items", 12]["recall@10"]
+    (difference,) = [one for one in facts["differences"] if (one["column"], one["beam"]) == ("unseen", 12)]
+    assert difference["of"] == f"{other} - v1"
+    assert difference["recall@10"][0] == pytest.approx(
+        rows[other, "unseen", 12]["recall@10"] - wide["recall@10"]
+    )
+    assert len(facts["over_seeds"]) == 4
+    code, out, _ = call(home, capsys, "evaluate", "v1", "--back", "2", "--unseen", "--users", "8")
+    assert code == 0
+    assert "seen left out: 8 users, beam 20" in out
+    assert "all items" not in out
+
+
 def test_examples_of_the_tasks_are_shown_and_nothing_is_trained(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +256,11 @@ def test_examples_of_the_tasks_are_shown_and_nothing_is_trained(
         (["sft", "--preview", "0"], "--preview"),
         (["codec", "show", "--policy", "v99"], "v99"),
         (["evaluate", "--held-out", "missing.jsonl"], "missing.jsonl"),
+        (["evaluate", "--held-out", "missing.jsonl", "--back", "1"], "--back"),
+        (["evaluate", "--all-items", "--unseen"], "neither"),
+        (["evaluate", "v1", "v99", "--back", "1"], "v99"),
+        (["evaluate", "--back", "400"], "more than 400 items"),
+        (["evaluate", "--beam", "20;50"], "--beam"),
         (["evaluate", "--cutoffs", "ten"], "ten"),
         (["recommend", "user-0", "--policy", "v99"], "v99"),
         (["sft", "--backbone", "no-such-model"], "no-such-model"),

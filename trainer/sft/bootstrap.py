@@ -41,12 +41,14 @@ def bootstrap(
     clock: Callable[[], datetime],
     codec: Path | None = None,
     device: str = "cpu",
+    leave_out: int = 0,
     progress: Progress | None = None,
 ) -> Bootstrapped:
     """Train on ``given`` with the codec ``home/codec`` (or ``codec``), register, promote if nothing is yet.
 
     Killed and called again with the same input, it continues from its last checkpoint (``home/sft``). With a
     reference in force the new policy is only registered: whether it replaces the other, a person decides.
+    ``leave_out``: the last items of every history that it is not trained on, to be measured on them.
 
     Raises CannotTrain without a codec, and what ``train_sft`` raises.
     """
@@ -54,16 +56,17 @@ def bootstrap(
     staging = registry.staging()
     report = train_sft(
         codec,
-        given.histories,
+        [history[: max(len(history) - leave_out, 0)] for history in given.histories],
         settings,
         staging,
         texts=item_texts(given.items),
         catalogue=CatalogueText.of(given.items),
-        popularity=given.popularity,
+        popularity=None if leave_out else given.popularity,
         lineage={
             "parent": None,
             "created_at": clock().isoformat(),
             "log_version": given.log_version,
+            "leave_out": leave_out,
             "watermark": None if given.watermark is None else given.watermark.isoformat(),
         },
         device=device,
