@@ -20,7 +20,9 @@ app = typer.Typer()
 def sft(
     context: typer.Context,
     backbone: str | None = typer.Option(
-        None, "--backbone", help="demo, tiny, small, or a local model directory (default: from settings)."
+        None,
+        "--backbone",
+        help="demo, mini, tiny, small, or a local model directory (default: settings).",
     ),
     epochs: int | None = typer.Option(None, "--epochs", min=1, help="Passes over all samples."),
     seed: int | None = typer.Option(None, "--seed", min=0, help="Weights, batches, dropped items."),

@@ -17,7 +17,7 @@ from tests.trainer import small_world
 from trainer.errors import CannotTrain
 from trainer.preference.stage import StageRun, run_stage
 from trainer.sft.base_policy import train_sft
-from trainer.sft.presets import byte_level_tokenizer
+from trainer.sft.presets import PRESETS, byte_level_tokenizer
 from trainer.sft.tasks import CatalogueText
 from trainer.tokenization import fit_codec
 
@@ -63,8 +63,12 @@ def test_the_recipe_of_a_file_runs_on_a_tiny_model_of_its_architecture(file: Pat
     codec = tmp_path / "codec"
     fit_codec(small_world.items(), HISTORIES, trainer.tokenization.model_copy(update=small), codec)
     assert bool(ScidCodec.load(codec).user_sizes) == small["users"]
-    local = write_tiny("qwen" if "qwen" in file.stem else "llama", tmp_path / "model")
-    sft = trainer.sft.model_copy(update={"backbone": str(local), "steps": 2, "precision": "float32"})
+    backbone = trainer.sft.backbone
+    if backbone not in PRESETS:
+        backbone = str(write_tiny("qwen" if "qwen" in file.stem else "llama", tmp_path / "model"))
+    changes: dict[str, Any] = {"backbone": backbone, "steps": 2, "precision": "float32"}
+    changes["sasrec"] = trainer.sft.sasrec.model_copy(update={"epochs": 1})
+    sft = trainer.sft.model_copy(update=changes)
     if sft.quantization != "none":
         with pytest.raises(CannotTrain, match="needs a CUDA GPU"):
             train_sft(codec, HISTORIES, sft, tmp_path / "v1")
@@ -72,8 +76,8 @@ def test_the_recipe_of_a_file_runs_on_a_tiny_model_of_its_architecture(file: Pat
     catalogue = CatalogueText.of(small_world.items())
     report = train_sft(codec, HISTORIES, sft, tmp_path / "v1", version="v1", catalogue=catalogue)
     assert len(report.tasks) == (9 if file.stem == "paper" else 0)
-    assert (report.steps, report.backbone) == (2, str(local))
-    assert report.trained_parameters < report.parameters
+    assert (report.steps, report.backbone) == (2, backbone)
+    assert (report.trained_parameters < report.parameters) == (backbone not in PRESETS)
     assert lists(tmp_path / "v1", settings) == 10
 
     stage = trainer.preference.stages[0].model_copy(update={"epochs": 1, "min_samples": 8})
@@ -85,7 +89,7 @@ def test_the_recipe_of_a_file_runs_on_a_tiny_model_of_its_architecture(file: Pat
 
 
 def test_the_files_are_the_ones_that_docs_name() -> None:
-    assert [file.name for file in FILES] == ["llama2-7b.yaml", "paper.yaml", "qwen.yaml"]
+    assert [file.name for file in FILES] == ["distilled.yaml", "llama2-7b.yaml", "paper.yaml", "qwen.yaml"]
     page = (FOLDER.parent / "docs" / "base-policy.md").read_text()
     assert all(f"settings/{file.name}" in page for file in FILES)
 

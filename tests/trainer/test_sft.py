@@ -295,7 +295,8 @@ def test_a_presets_tokenizer_reads_any_text_and_never_an_scid_in_it(text: str, c
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "most"), [("demo", 0.6e6, 1.2e6), ("tiny", 4e6, 6e6), ("small", 18e6, 23e6)]
+    ("name", "least", "most"),
+    [("demo", 0.6e6, 1.2e6), ("mini", 1.2e6, 1.7e6), ("tiny", 4e6, 6e6), ("small", 18e6, 23e6)],
 )
 def test_presets_have_the_sizes_they_state(name: str, least: float, most: float) -> None:
     codec = tiny_codec(60, (256, 256, 256))

@@ -38,6 +38,7 @@ class Preset:
 
 PRESETS = {
     "demo": Preset(hidden=128, layers=3, heads=4, feed_forward=384, text_vocabulary=512, learning_rate=3e-3),
+    "mini": Preset(hidden=160, layers=4, heads=5, feed_forward=432, text_vocabulary=512, learning_rate=2e-3),
     "tiny": Preset(
         hidden=256, layers=6, heads=8, feed_forward=704, text_vocabulary=2048, learning_rate=1.5e-3
     ),
@@ -45,7 +46,7 @@ PRESETS = {
         hidden=448, layers=8, heads=8, feed_forward=1216, text_vocabulary=4096, learning_rate=8e-4
     ),
 }
-"""About 0.8, 5 and 20 million parameters with 3 x 256 SCID tokens."""
+"""About 0.8, 1.4, 5 and 20 million parameters with 3 x 256 SCID tokens."""
 
 
 def open_backbone(
