@@ -109,7 +109,7 @@ class SftSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backbone: str = "tiny"
-    """Preset trained from scratch (``demo`` ~1, ``mini`` ~1.4, ``tiny`` ~5, ``small`` ~20 million weights), or a
+    """Preset trained from scratch (``demo`` ~1, ``mini`` ~1.4, ``tiny`` ~5, ``small`` ~20 million), or a
     local Hugging Face causal language model directory."""
     text_vocabulary: Annotated[int, Field(ge=257)] | None = None
     """Byte-level BPE tokens of a preset's own tokenizer, fitted to the catalogue; none: the preset's."""
