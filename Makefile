@@ -25,7 +25,7 @@ check: install
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
 
 test-all: check
 	$(BIN)/pytest

@@ -9,7 +9,7 @@ from trainer.errors import CannotTrain
 from trainer.settings import SasRecSettings
 from trainer.sft.catalogue_loss import catalogue_loss
 from trainer.sft.rules import Rules
-from trainer.sft.sasrec import SasRec
+from trainer.sft.sasrec import SEED_STRIDE, SasRec
 from trainer.sft.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,6 +63,15 @@ def test_a_history_is_scored_alike_alone_and_in_company(chain: SasRec) -> None:
 def test_same_input_and_seed_give_the_same_model(chain: SasRec) -> None:
     again = SasRec.fit(CHAIN, 12, SMALL)
     np.testing.assert_array_equal(again.log_probs(CHAIN[:4]), chain.log_probs(CHAIN[:4]))
+
+
+def test_an_ensemble_averages_its_members_probabilities(chain: SasRec) -> None:
+    short = SMALL.model_copy(update={"epochs": 3})
+    both = SasRec.fit(CHAIN, 12, short.model_copy(update={"members": 2}))
+    second = short.model_copy(update={"seed": SEED_STRIDE})
+    each = [np.exp(SasRec.fit(CHAIN, 12, one).log_probs(CHAIN[:5])) for one in (short, second)]
+    np.testing.assert_allclose(np.exp(both.log_probs(CHAIN[:5])), np.mean(each, axis=0), atol=1e-6)
+    assert not np.allclose(each[0], each[1], atol=1e-3)
 
 
 def test_it_keeps_the_weights_that_rank_held_out_items_best() -> None:

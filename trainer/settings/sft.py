@@ -53,6 +53,8 @@ class SasRecSettings(BaseModel):
     """Gradients are clipped to this norm."""
     held_out: Share = 0.1
     """Share of users whose last training item only decides when to stop; 0: none, the last weights count."""
+    members: Count = 1
+    """Networks trained under different seeds, whose probabilities are averaged."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Initial weights, batches, who is held out."""
 

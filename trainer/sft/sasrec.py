@@ -10,6 +10,7 @@ item of these is held out, to keep the weights that rank it best.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,16 @@ Progress = Callable[[int, int, float, float], None]
 """Called with (epoch, epochs, mean loss, NDCG@10 of the held-out items)."""
 
 SCORED_AT_ONCE = 512
+SEED_STRIDE = 7919
+"""Between the seeds of an ensemble's members: seeds 0, 1, 2 of a benchmark share none."""
 
 
 class SasRec:
-    """A trained model. Items are numbers from 0; a history holds them oldest first."""
+    """A trained model, or several whose probabilities are averaged. Items are numbers from 0; a history holds
+    them oldest first."""
 
-    def __init__(self, network: "Network", length: int, device: str = "cpu") -> None:
-        self._network = network.eval()
+    def __init__(self, networks: Sequence["Network"], length: int, device: str = "cpu") -> None:
+        self._networks = [network.eval() for network in networks]
         self._length, self._device = length, device
 
     @classmethod
@@ -51,62 +55,17 @@ class SasRec:
         device: str = "cpu",
         progress: Progress | None = None,
     ) -> "SasRec":
-        """Train on ``histories``. A pure function of them, the settings and the threads (on a CPU).
+        """Train ``settings.members`` networks on ``histories``, which differ in their seed alone. A pure
+        function of histories, settings and threads (on a CPU).
 
         Raises CannotTrain when no history has two items.
         """
-        told, held = _held_out(histories, settings)
-        windows = windows_of(told, max_history=settings.length)
-        if not windows:
-            raise CannotTrain("no history has two items, so there is nothing to learn a teacher from")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            network = Network(n_items, settings).to(device)
-            model = cls(network, settings.length, device)
-            best, stale, kept = -1.0, 0, None
-            optimizer = torch.optim.AdamW(
-                network.parameters(),
-                lr=settings.learning_rate,
-                betas=(0.9, 0.98),
-                weight_decay=settings.weight_decay,
-                fused=device.split(":")[0] in ("cpu", "cuda"),
-            )
-            cast = autocast_type("auto", device)
-            for epoch in range(settings.epochs):
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
-                    )
-                network.train()
-                total, count = 0.0, 0
-                for batch in batches_of(
-                    windows, targets=settings.batch_targets, seed=settings.seed, epoch=epoch
-                ):
-                    items, places, targets = _rows([windows[i] for i in batch])
-                    with arithmetic(device, cast):
-                        states = network(items.to(device)).flatten(0, 1)[places.to(device)]
-                    loss = catalogue_loss(
-                        states.float(), network.items.weight[1:], targets.to(device), cast=cast
-                    )
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_norm)
-                    optimizer.step()
-                    total += float(loss.detach()) * len(targets)
-                    count += len(targets)
-                network.eval()
-                quality = model._ndcg(told, held)
-                if progress is not None:
-                    progress(epoch + 1, settings.epochs, total / count, quality)
-                if quality > best or not held:
-                    best, stale, kept = quality, 0, copy.deepcopy(network.state_dict())
-                else:
-                    stale += 1
-                    if stale >= settings.patience:
-                        break
-            if kept is not None:
-                network.load_state_dict(kept)
-        return cls(network, settings.length, device)
+        networks, epochs = [], settings.members * settings.epochs
+        for member in range(settings.members):
+            own = settings.model_copy(update={"seed": settings.seed + member * SEED_STRIDE})
+            tell = partial(_tell, progress, member * settings.epochs, epochs)
+            networks.append(_trained(histories, n_items, own, device, tell))
+        return cls(networks, settings.length, device)
 
     def log_probs(self, histories: Sequence[IntArray]) -> FloatArray:
         """log p(next item | history), float32 [n, n_items]; items of the history are not left out.
@@ -117,7 +76,7 @@ class SasRec:
             self._scored(histories[start : start + SCORED_AT_ONCE])
             for start in range(0, len(histories), SCORED_AT_ONCE)
         ]
-        return np.concatenate([*found, np.zeros((0, self._network.items.num_embeddings - 1), np.float32)])
+        return np.concatenate([*found, np.zeros((0, self._networks[0].items.num_embeddings - 1), np.float32)])
 
     @torch.inference_mode()
     def _scored(self, histories: Sequence[IntArray]) -> FloatArray:
@@ -127,14 +86,19 @@ class SasRec:
         for row, history in enumerate(lasts):
             rows[row, : len(history)] = history + 1
         ends = torch.tensor([max(len(history), 1) - 1 for history in lasts])
-        states = self._network(torch.from_numpy(rows).to(self._device))
-        logits = self._network.logits(states[torch.arange(len(lasts)), ends])
-        logits[torch.tensor([len(history) == 0 for history in lasts])] = 0.0
-        found: FloatArray = logits.float().log_softmax(dim=1).cpu().numpy()
+        given, empty = torch.from_numpy(rows).to(self._device), [len(history) == 0 for history in lasts]
+        each = []
+        for network in self._networks:
+            logits = network.logits(network(given)[torch.arange(len(lasts)), ends])
+            logits[torch.tensor(empty)] = 0.0
+            each.append(logits.float().log_softmax(dim=1))
+        found: FloatArray = each[0].cpu().numpy()
+        if len(each) > 1:
+            found = (torch.stack(each).logsumexp(dim=0) - math.log(len(each))).cpu().numpy()
         return found
 
-    def _ndcg(self, told: Sequence[IntArray], held: Sequence[tuple[int, int]]) -> float:
-        """NDCG@10 of the held-out items, those of the history left out."""
+    def ndcg(self, told: Sequence[IntArray], held: Sequence[tuple[int, int]]) -> float:
+        """Mean NDCG@10 of (history number, item) pairs ``held``, items of the history left out."""
         total = 0.0
         for start in range(0, len(held), SCORED_AT_ONCE):
             part = held[start : start + SCORED_AT_ONCE]
@@ -201,6 +165,68 @@ class Block(nn.Module):
         x = x + self.dropout(self.output(mixed.transpose(1, 2).reshape(batch, length, width)))
         mapped: Tensor = x + self.dropout(self.forwards(self.before_forward(x)))
         return mapped
+
+
+def _tell(
+    progress: Progress | None, before: int, epochs: int, epoch: int, loss: float, quality: float
+) -> None:
+    if progress is not None:
+        progress(before + epoch, epochs, loss, quality)
+
+
+def _trained(
+    histories: Sequence[IntArray],
+    n_items: int,
+    settings: SasRecSettings,
+    device: str,
+    tell: Callable[[int, float, float], None],
+) -> "Network":
+    """One network, at the weights that rank the held-out items best."""
+    told, held = _held_out(histories, settings)
+    windows = windows_of(told, max_history=settings.length)
+    if not windows:
+        raise CannotTrain("no history has two items, so there is nothing to learn a teacher from")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = Network(n_items, settings).to(device)
+        model = SasRec([network], settings.length, device)
+        best, stale, kept = -1.0, 0, None
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=settings.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=settings.weight_decay,
+            fused=device.split(":")[0] in ("cpu", "cuda"),
+        )
+        cast = autocast_type("auto", device)
+        for epoch in range(settings.epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / settings.epochs))
+            network.train()
+            total, count = 0.0, 0
+            for batch in batches_of(windows, targets=settings.batch_targets, seed=settings.seed, epoch=epoch):
+                items, places, targets = _rows([windows[i] for i in batch])
+                with arithmetic(device, cast):
+                    states = network(items.to(device)).flatten(0, 1)[places.to(device)]
+                loss = catalogue_loss(states.float(), network.items.weight[1:], targets.to(device), cast=cast)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_norm)
+                optimizer.step()
+                total += float(loss.detach()) * len(targets)
+                count += len(targets)
+            network.eval()
+            quality = model.ndcg(told, held)
+            tell(epoch + 1, total / count, quality)
+            if quality > best or not held:
+                best, stale, kept = quality, 0, copy.deepcopy(network.state_dict())
+            else:
+                stale += 1
+                if stale >= settings.patience:
+                    break
+        if kept is not None:
+            network.load_state_dict(kept)
+    return network
 
 
 def _held_out(
