@@ -1,0 +1,1 @@
+"""Worlds, arms and the bandit of benchmarks/closed_loop.py."""
