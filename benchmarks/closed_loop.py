@@ -52,6 +52,7 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--served", type=int, default=2000, help="Learners that get a slate in a round.")
     parser.add_argument("--learners", type=int, default=None)
+    parser.add_argument("--judges", type=int, default=1000, help="Of jester.")
     parser.add_argument("--stage", type=json.loads, default={}, help="JSON: settings of all stages.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=None)
@@ -74,7 +75,7 @@ def main(line: Sequence[str] | None = None) -> None:
         file = keep / f"{wanted.world}-{seed}-{wanted.rounds}-{wanted.served}-{wanted.learners}.json"
         if not file.is_file():
             world = (
-                jester(wanted.folder, seed, learners=wanted.learners)
+                jester(wanted.folder, seed, learners=wanted.learners, judges=wanted.judges)
                 if wanted.world == "jester"
                 else demo(seed)
             )
