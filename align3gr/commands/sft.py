@@ -39,7 +39,8 @@ def sft(
     """Train the base policy on next-item prediction and the tasks that settings weigh; register it.
 
     The very first is promoted. Needs `align3gr tokenize`. Interrupted, the same command goes on from the last
-    checkpoint.
+    checkpoint. With GPUs it runs under accelerate launch, one process each; on several hosts start it there
+    yourself.
     """
     import getpass
 
@@ -49,6 +50,7 @@ def sft(
     from align3gr.progress import Bars
     from policies.ledger import PromotionLedger, utc_now
     from policies.registry import Registry
+    from trainer.ranks import join_ranks, launch_command, launched
     from trainer.sft.bootstrap import bootstrap
     from trainer.training_input import read_training_input
 
@@ -61,7 +63,13 @@ def sft(
     if preview is not None:
         show_examples(settings.home, given, wanted, preview, all_tasks=all_tasks, as_json=as_json)
         return
-    with Bars(shown=not as_json) as bars:
+    if not launched() and (command := launch_command(device)):
+        import os
+        import sys
+
+        os.execv(command[0], [*command, "-m", "align3gr", *sys.argv[1:]])
+    ranks = join_ranks(device)
+    with Bars(shown=not as_json and ranks.leads) as bars:
 
         def progress(step: "Step") -> None:
             note = f"epoch {step.epoch:.1f}  loss {step.loss:.3f}  {step.tokens_per_s:,.0f} tokens/s"
@@ -77,8 +85,11 @@ def sft(
             clock=utc_now,
             device=device,
             leave_out=leave_out,
+            ranks=ranks,
             progress=progress,
         )
+    if done is None:
+        return
     facts: dict[str, Any] = {"version": done.version, "promoted": done.promoted} | done.report.as_dict()
     emit(facts, as_json)
     if not done.promoted:

@@ -1,6 +1,10 @@
 """tokenize, codec, sft, recommend, evaluate: from a store to a served list, by the command line alone."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -114,6 +118,33 @@ def test_the_first_base_policy_is_the_reference(home: Path, capsys: pytest.Captu
     assert lineage["settings"]["sft"]["backbone"] == "demo"
     assert lineage["log_version"] >= 1
     assert not any((home / "sft").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_train_the_same_base_policy_as_one(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = tmp_path / "home"
+    shared.mkdir()
+    for name in ("catalogue", "log", "codec"):
+        shutil.copytree(home / name, shared / name)
+    file = settings_file(shared)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run(
+        [*launch, "-m", "align3gr", "--settings", str(file), "sft", "--device", "cpu", "--json"],
+        capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = done.stdout.splitlines()
+    facts = json.loads(line)
+    assert facts["promoted"] is True
+    assert [path.name for path in (shared / "policies").iterdir() if path.name[0] != "."] == ["v1"]
+    alone = facts_of(home, capsys, "policy", "show", "v1")["manifest"]["lineage"]["metrics"]["sft"]  # type: ignore[index]
+    # Gradients are summed in another order.
+    assert facts["losses"] == pytest.approx(alone["losses"], abs=0.02)
+    assert (facts["steps"], facts["samples"]) == (alone["steps"], alone["samples"])
 
 
 def test_a_policys_codec_is_the_fitted_one_with_its_report(

@@ -19,6 +19,7 @@ from tests.policies.factory import item_ids, tiny_codec, tiny_model
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, model_for, rows_of
 from trainer.errors import CannotTrain
+from trainer.ranks import Ranks
 from trainer.settings import TokenizationSettings
 from trainer.sft.base_policy import index_histories, token_map, train_sft
 from trainer.sft.data import TokenMap, batches_of, branches_of, tree_batch, windows_of
@@ -137,6 +138,26 @@ def test_a_split_step_has_the_gradient_of_the_whole(
     assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
     for one, other in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 20])
+def test_the_processes_of_a_step_add_up_to_its_gradient(
+    count: int, codec: ScidCodec, tokens: PromptTokens
+) -> None:
+    windows = windows_of(rows_of(codec, [6, 2, 9, 4, 25]))
+    wanted = QUICK.model_copy(update={"drop_items": 0.3})
+    whole, shared = model_for(codec).double(), model_for(codec).double()
+    alone = accumulate(whole, windows, token_map(tokens), wanted, np.random.default_rng(0), "cpu", None)
+    parts = [
+        accumulate(
+            shared, windows, token_map(tokens), wanted, np.random.default_rng(0), "cpu", None,
+            ranks=Ranks(index, count),
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    assert sum(loss for loss, _ in parts) == pytest.approx(alone[0], abs=1e-5)
+    for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5)
 
 
 # Training

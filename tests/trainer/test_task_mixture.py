@@ -76,6 +76,17 @@ def test_how_a_step_is_split_changes_no_gradient(micro: int, codec: ScidCodec, t
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
+def test_the_processes_of_a_step_add_up_to_its_gradient(codec: ScidCodec, tokenizer: Any) -> None:
+    settings = QUICK.model_copy(update={"tasks": TaskSettings(**EVERY), "samples_per_step": 24})  # type: ignore[arg-type]
+    whole, shared = tiny_model(len(tokenizer)).double(), tiny_model(len(tokenizer)).double()
+    step = mixture_of(codec, tokenizer, whole, settings).step(1, 2)
+    alone, _ = task_gradients(whole, step, "cpu", None)
+    parts = [task_gradients(shared, step.part(3, index), "cpu", None)[0] for index in range(3)]
+    assert {name: sum(part[name] for part in parts) for name in alone} == pytest.approx(alone, abs=1e-5)
+    for one, other in zip(whole.parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-5)
+
+
 def trained(
     codec: ScidCodec, tokenizer: Any, checkpoint: Path | None = None, stop_after: int | None = None
 ) -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from policies.policy import write_policy
 from policies.prompt import HISTORY, PromptTokens
 from policies.weights import device_named
 from trainer.errors import CannotTrain
+from trainer.ranks import Ranks
 from trainer.settings import SftSettings
 
 from .data import TokenMap, windows_of
@@ -29,7 +30,7 @@ from .tasks import NO_TEXT, CatalogueText, Mixture
 from .tasks.mixture import require_context
 from .tasks.writing import require_whole_scids
 from .teacher import Teacher
-from .training import Progress, train_next_item
+from .training import ALONE, Progress, train_next_item
 from .user_scids import UserScids
 
 
@@ -75,6 +76,7 @@ def train_sft(
     lineage: Mapping[str, Any] | None = None,
     device: str = "cpu",
     checkpoint: Path | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
 ) -> SftReport:
     """Train the base policy on next-item prediction and write the policy directory ``out`` (kind "full").
@@ -87,14 +89,15 @@ def train_sft(
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
     weights (CPU, same threads).
 
-    ``device``: cpu, cuda, cuda:N, or auto (a GPU where there is one).
+    ``device``: cpu, cuda, cuda:N, or auto (a GPU where there is one). ``ranks``: processes that share each
+    step; the leading one writes, the others return once it has.
 
     Raises CannotTrain when no history has two known items, the backbone cannot be used or ``out`` exists,
     PolicyRefused for a codec that cannot be read, BadRequest for a device that is not there.
     """
     started = time.perf_counter()
-    place = str(device_named(found_device(device)))
-    if out.exists():
+    place = str(device_named(ranks.place(found_device(device))))
+    if out.exists() and ranks.leads:
         raise CannotTrain(f"{out} exists already; a policy is never rewritten, choose another place")
     codec = ScidCodec.load(codec_dir)
     indexed = index_histories(codec, histories)
@@ -143,7 +146,8 @@ def train_sft(
         teacher=teacher,
         scids=scids,
         mixture=mixture,
-        progress=progress,
+        ranks=ranks,
+        progress=progress if ranks.leads else None,
     )
     report = SftReport(
         backbone=backbone.name,
@@ -160,17 +164,19 @@ def train_sft(
         tasks={} if mixture is None else mixture.report(trained.task_losses),
     )
     facts = {"settings": {"sft": settings.model_dump(mode="json")}, "metrics": {"sft": report.as_dict()}}
-    write_policy(
-        out,
-        version=version,
-        model=plain(model, lambda: reopen().model),
-        tokenizer=backbone.tokenizer,
-        codec=codec,
-        popularity=by_popularity(histories) if popularity is None else popularity,
-        lineage=merged(facts, lineage or {}),
-    )
-    if state is not None:
-        shutil.rmtree(state, ignore_errors=True)
+    if ranks.leads:
+        write_policy(
+            out,
+            version=version,
+            model=plain(model, lambda: reopen().model),
+            tokenizer=backbone.tokenizer,
+            codec=codec,
+            popularity=by_popularity(histories) if popularity is None else popularity,
+            lineage=merged(facts, lineage or {}),
+        )
+        if state is not None:
+            shutil.rmtree(state, ignore_errors=True)
+    ranks.wait()
     return report
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from policies.ledger import PromotionLedger
 from policies.registry import Registry
 from trainer.errors import CannotTrain
+from trainer.ranks import Ranks
 from trainer.settings import SftSettings
 from trainer.tokenization.text import item_texts
 from trainer.training_input import TrainingInput
 
 from .base_policy import SftReport, train_sft
 from .tasks import CatalogueText
-from .training import Progress
+from .training import ALONE, Progress
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,15 @@ def bootstrap(
     codec: Path | None = None,
     device: str = "cpu",
     leave_out: int = 0,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
-) -> Bootstrapped:
+) -> Bootstrapped | None:
     """Train on ``given`` with the codec ``home/codec`` (or ``codec``), register, promote if nothing is yet.
 
     Killed and called again with the same input, it continues from its last checkpoint (``home/sft``). With a
     reference in force the new policy is only registered: whether it replaces the other, a person decides.
     ``leave_out``: the last items of every history that it is not trained on, to be measured on them.
+    ``ranks``: processes that train it together; only the leading one registers and returns something.
 
     Raises CannotTrain without a codec, and what ``train_sft`` raises.
     """
@@ -71,8 +74,11 @@ def bootstrap(
         },
         device=device,
         checkpoint=home / "sft",
+        ranks=ranks,
         progress=progress,
     )
+    if not ranks.leads:
+        return None
     version = registry.register(staging)
     promoted = ledger.reference() is None
     if promoted:

@@ -101,10 +101,16 @@ class Branches:
 
     def split(self, samples: int) -> "list[Branches]":
         """The same rows in parts of about ``samples`` answers (at least one row each), in order."""
+        if not len(self.users):
+            return []
         filled = np.cumsum((self.answers >= 0).sum(axis=1))
         cuts = np.flatnonzero(np.diff((filled - 1) // samples)) + 1
         edges = [0, *cuts.tolist(), len(self.users)]
         return [self._rows(slice(start, end)) for start, end in pairwise(edges)]
+
+    def every(self, count: int, begin: int) -> "Branches":
+        """Every ``count``-th row from ``begin`` on; may be none."""
+        return self._rows(slice(begin, None, count))
 
     def _rows(self, rows: slice) -> "Branches":
         return Branches(

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from policies.attention import attention_argument
 from policies.head import logits_at
 from trainer.checkpoint import Checkpoint
+from trainer.ranks import Ranks
 from trainer.settings import SftSettings
 
 from .arithmetic import arithmetic, attention_kernels, autocast_type
@@ -30,6 +31,8 @@ from .teacher import Teacher
 from .user_scids import UserScids
 
 log = logging.getLogger(__name__)
+
+ALONE = Ranks()
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,14 @@ def train_next_item(
     teacher: Teacher | None = None,
     scids: UserScids | None = None,
     mixture: Mixture | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress | None = None,
 ) -> Trained:
     """Train ``model`` in place on every target of ``windows``; it ends on the CPU in evaluation mode.
 
     ``scids``: of the users of ``windows``, where ``tokens`` has tokens for them. ``mixture``: tasks with text
-    that every step learns from besides.
+    that every step learns from besides. ``ranks``: processes that share each step's samples and add up their
+    gradients; losses, steps and tokens are those of all of them, and the leading one keeps the checkpoints.
 
     With ``checkpoint`` (a directory) the state is written there after every epoch, or as settings say, and a
     run that finds the state of an interrupted one with the same ``run_key`` continues it.
@@ -99,6 +104,7 @@ def train_next_item(
     optimizer = adamw(model, learning_rate, settings.weight_decay, device)
     kept = Checkpoint(checkpoint, run_key)
     state = _resume(kept, model, optimizer, device)
+    ranks.wait()  # everyone has read the checkpoint before the leading process writes the next
     cast = autocast_type(settings.precision, device)
     if settings.gradient_checkpointing:
         keep_less(model, lambda: attention_kernels(device, cast))
@@ -117,11 +123,14 @@ def train_next_item(
             chosen = [windows[i] for i in batch]
             told: dict[str, float] = {}
             with seeded(settings.seed, epoch, number, 3):
-                loss, used = accumulate(model, chosen, tokens, settings, rng, device, cast, teacher, scids)
+                loss, used = accumulate(
+                    model, chosen, tokens, settings, rng, device, cast, teacher, scids, ranks
+                )
                 if mixture is not None:
-                    texts = mixture.step(epoch, number)
+                    texts = mixture.step(epoch, number).part(ranks.count, ranks.index)
                     told, more = task_gradients(model, texts, device, cast, at_once=settings.micro_samples)
                     used += more
+            loss, used, told = _added_up(model, ranks, loss, used, told)
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -134,7 +143,7 @@ def train_next_item(
                 )
             at_end = number + 1 == len(epoch_batches)
             due = step % settings.checkpoint_every == 0 if settings.checkpoint_every else at_end
-            if checkpoint is not None and due:
+            if checkpoint is not None and due and ranks.leads:
                 kept.save(asdict(state), {"model": trained_state(model), "optimizer": optimizer.state_dict()})
     if settings.gradient_checkpointing:
         keep_all(model)
@@ -177,10 +186,12 @@ def accumulate(
     cast: torch.dtype | None,
     teacher: Teacher | None = None,
     scids: UserScids | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, int]:
     """Add the gradient of the mean loss over all targets of ``windows``: (loss, tokens read).
 
-    Split into parts of about ``micro_samples`` targets; their sum is the gradient of the whole.
+    Split into parts of about ``micro_samples`` targets; their sum is the gradient of the whole. Of several
+    ``ranks`` each adds its own rows' part, and their sum over the processes is the whole.
     """
     total = sum(len(window.items) - window.first for window in windows)
     # Dropped items are drawn once for the whole step, so that the split changes nothing.
@@ -192,7 +203,7 @@ def accumulate(
     if tokens.own is not None and settings.spell_items > 0:
         branches = spell(branches, settings.spell_items, rng)
     loss_sum, read = 0.0, 0
-    for part in branches.split(settings.micro_samples or total):
+    for part in branches.every(ranks.count, ranks.index).split(settings.micro_samples or total):
         batch = tree_batch(part, tokens).to(device)
         with arithmetic(device, cast):
             logits = sample_logits(model, batch)
@@ -201,6 +212,20 @@ def accumulate(
         loss_sum += float(loss.detach())
         read += batch.tokens
     return loss_sum, read
+
+
+def _added_up(
+    model: Any, ranks: Ranks, loss: float, read: int, told: Mapping[str, float]
+) -> tuple[float, int, dict[str, float]]:
+    """Gradients and figures of a step, summed over the processes."""
+    if ranks.count == 1:
+        return loss, read, dict(told)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    ranks.add_up_gradients(trained)
+    figures = torch.tensor([loss, float(read), *told.values()], dtype=torch.float64, device=trained[0].device)
+    ranks.add_up(figures)
+    total, tokens, *tasks = figures.tolist()
+    return total, round(tokens), dict(zip(told, tasks, strict=True))
 
 
 def sample_logits(model: Any, batch: TreeBatch) -> Tensor:

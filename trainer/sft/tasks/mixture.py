@@ -8,7 +8,7 @@ numbers n * count to (n + 1) * count - 1 of the task's stream (``Task.draw``), s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,12 @@ class TaskStep:
     width: int
     """Tokens of the longest row they are packed into."""
     pad: int
+    target_tokens: IntArray
+    """[tasks] tokens of the targets of each task, of all processes' samples."""
 
-    @property
-    def target_tokens(self) -> IntArray:
-        """[tasks] tokens of the targets of each task."""
-        sizes = np.array([len(sample.target) for sample in self.samples], dtype=np.int64)
-        return np.bincount(self.task, weights=sizes, minlength=len(self.names)).astype(np.int64)
+    def part(self, count: int, begin: int) -> "TaskStep":
+        """Every ``count``-th sample from ``begin`` on: one process's; their gradients add up to the whole."""
+        return replace(self, samples=self.samples[begin::count], task=self.task[begin::count])
 
 
 class Mixture:
@@ -126,6 +126,7 @@ class Mixture:
             ]
             owner += [index] * count
         writer = next(iter(self.tasks.values())).writer
+        sizes = [len(sample.target) for sample in samples]
         return TaskStep(
             samples,
             np.array(owner, dtype=np.int64),
@@ -133,6 +134,7 @@ class Mixture:
             self._weights,
             writer.limit,
             writer.tokens.pad,
+            np.bincount(owner, weights=sizes, minlength=len(self.tasks)).astype(np.int64),
         )
 
 
