@@ -41,3 +41,7 @@ class OffsetsLost(IngestError):  # noqa: N818 - reads as what it is
 
 class DeadLettersRefused(IngestError):  # noqa: N818 - reads as what it is
     """A dead letter was not acknowledged, so its record's offset must not move."""
+
+
+class RaterUnusable(IngestError, BadInput):  # noqa: N818 - reads as what it is
+    """The rater that the settings name cannot be had: a package or a model directory is missing or wrong."""

@@ -4,9 +4,10 @@ What a level means, how large an event may be and the signing key are not here: 
 (``features.settings.FeatureSettings``), and a worker is given them.
 """
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 
 class KafkaSettings(BaseModel):
@@ -78,6 +79,46 @@ class KafkaSettings(BaseModel):
         return {**options, **self.client_options}
 
 
+class RatingSettings(BaseModel):
+    """Reviews without stars, rated 1 to 5 by what they say (``align3gr rate``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    group: str = "align3gr-rate"
+    """Consumer group that the rating workers share; their progress is kept under this name."""
+    rater: Literal["lexicon", "classifier", "causal"] = "lexicon"
+    """What reads the words: VADER's lexicon (English), or a local Hugging Face model: a text classifier, or a
+    causal model that is asked for a number."""
+    kinds: tuple[Literal["review", "comment"], ...] = ("review",)
+    """Kinds of events that are rated where they carry words and no value."""
+    bounds: tuple[float, float, float, float] = (-0.12, -0.01, 0.04, 0.24)
+    """Lexicon: the mean sentiment of a text's sentences (-1 .. 1) from which its rating is 2, 3, 4 and 5."""
+    directory: Path | None = None
+    """Models: the local directory of configuration, tokenizer and safetensors; nothing is downloaded."""
+    labels: dict[str, Annotated[float, Field(ge=1, le=5)]] = {}
+    """Classifier: the stars that each label means; needed only where its names do not say so."""
+    prompt: str | None = None
+    """Causal model: the question, with ``{review}`` where the words go; none: the one in ``ingest.rating``."""
+    answer: Literal["most_likely", "expected"] = "most_likely"
+    """Models: the most likely rating, or the mean over the five, rounded."""
+    device: str = "cpu"
+    """Models: where they run, as torch names it."""
+    batch_reviews: int = Field(64, ge=1)
+    """Reviews that are rated and published at once; what a crash lets another worker do again."""
+    max_chars: int = Field(4000, ge=1)
+    """Characters of a review that are read, from its beginning."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if list(self.bounds) != sorted(set(self.bounds)):
+            raise ValueError("bounds must rise")
+        if self.rater != "lexicon" and self.directory is None:
+            raise ValueError(f"rater {self.rater} needs directory, the local directory of its model")
+        if self.prompt is not None and "{review}" not in self.prompt:
+            raise ValueError("prompt must say with {review} where the words go")
+        return self
+
+
 class IngestSettings(BaseModel):
     """Workers, batches and dead letters."""
 
@@ -99,6 +140,9 @@ class IngestSettings(BaseModel):
     """Seconds between advances of the watermark of partitions that are caught up and idle."""
     lost_offsets: Literal["stop", "skip"] = "stop"
     """Events that the topic dropped before they landed: stop and say so, or say so and go on behind them."""
+
+    rating: RatingSettings = RatingSettings()
+    """Ratings of reviews by what they say."""
 
     def consumer(self) -> dict[str, Any]:
         """What a worker asks of its client, the group apart: large fetches, no opinion on where to begin."""

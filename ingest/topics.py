@@ -139,6 +139,13 @@ def identify(settings: KafkaSettings, topic: str | None = None) -> TopicIdentity
     )
 
 
+def replaced(consumer: KafkaConsumer, identity: TopicIdentity) -> bool:
+    """Whether ``consumer``'s metadata, by which it fetches, names another cluster or topic id than ours."""
+    metadata = consumer._cluster  # kafka-python has no public way to ask for them
+    cluster, topic_id = metadata.cluster_id, metadata.topic_id(identity.topic)
+    return cluster not in (None, identity.cluster) or str(topic_id or identity.topic_id) != identity.topic_id
+
+
 def reach(settings: KafkaSettings, topic: str | None = None, *, timeout_s: float = 10.0) -> dict[int, Reach]:
     """First and end offset of every partition of ``topic``, right on both kinds of broker.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from features.log import FeedbackLog, LogConflict, LogUnwritable
 from features.settings import FeatureSettings
 
 from .assignment import Assignment
+from .back_off import back_off
+from .clock import utc_now
 from .dead_letters import DeadLetterBox
 from .errors import BrokerUnreachable, DeadLettersRefused, IngestError, OffsetsLost, TopicMissing
 from .garbage import collect_cycles, cyclic_collector_off
@@ -38,7 +40,7 @@ from .idleness import IdlePartitions
 from .lag import CatchUp
 from .landing import Landed, Landing
 from .settings import IngestSettings, KafkaSettings
-from .topics import TopicIdentity, connect, identify, reach
+from .topics import TopicIdentity, connect, identify, reach, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +48,6 @@ _LANDINGS_FAILED = 20
 """After so many failed landings without a success between them the worker gives up and says why."""
 _LOG_UNWRITABLE = 5
 """The same when the log cannot be written (a full disk): about two seconds."""
-_BACK_OFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-def utc_now() -> datetime:
-    """The wall clock, in UTC."""
-    return datetime.now(UTC)
 
 
 @dataclass
@@ -153,7 +149,7 @@ class IngestWorker:
     def _step(self) -> None:
         """Poll once, decode what came, land what is due."""
         polled = self._poll()
-        if self._assignment.generation != self._generation or self._topic_was_replaced():
+        if self._assignment.generation != self._generation or replaced(self._consumer, self._identity):
             self._claim()  # what was just polled is dropped with the rest: the position is sought again
             return
         self._take(polled)
@@ -277,7 +273,7 @@ class IngestWorker:
             return
         try:
             self._identity = identify(self._kafka)
-            if self._topic_was_replaced():
+            if replaced(self._consumer, self._identity):
                 raise StaleMetadata("the client still fetches from an earlier life of the topic")
             partitions = [tp.partition for tp in owned]
             last = self._thread.submit(self._landing.claim, self._identity, partitions).result()
@@ -315,23 +311,16 @@ class IngestWorker:
         self._next = {}
         self._idle.forget()
 
-    def _topic_was_replaced(self) -> bool:
-        """Whether the client's metadata, by which it fetches, names another cluster or topic id than ours."""
-        metadata = self._consumer._cluster  # kafka-python has no public way to ask for them
-        cluster, topic_id = metadata.cluster_id, metadata.topic_id(self._kafka.topic)
-        ours = self._identity
-        return cluster not in (None, ours.cluster) or str(topic_id or ours.topic_id) != ours.topic_id
-
     def _give_up_position(self) -> None:
         """The broker says a position is out of range: claim again when that may cure it, else say so."""
         try:
-            replaced = identify(self._kafka) != self._identity
+            another = identify(self._kafka) != self._identity
             ends = reach(self._kafka)
         except (BrokerUnreachable, TopicMissing) as error:
             self._failed("position", error)
             return
         self._generation = -1
-        for partition, position in self._next.items() if not replaced else ():  # a new life: its own zero
+        for partition, position in self._next.items() if not another else ():  # a new life: its own zero
             if position > ends[partition].end:
                 raise OffsetsLost.beyond(partition, position, ends[partition].end)
 
@@ -349,9 +338,7 @@ class IngestWorker:
         logger.warning("retrying doing=%s failures=%d cause=%s", doing, self._failures, error)
         if doing != "poll":
             self._generation, self._next = -1, {}
-        until = time.monotonic() + _BACK_OFF_S[min(self._failures, len(_BACK_OFF_S)) - 1]
-        while time.monotonic() < until and not self._stopping:
-            time.sleep(0.05)
+        back_off(self._failures, lambda: self._stopping)
 
     # -- Kafka's own view, and the watermark ---------------------------------------------------------------
 

@@ -108,8 +108,8 @@ def replay_letters(
     as_json: bool = JsonOption,
 ) -> None:
     """Send again what is acceptable by now (after a new version, a changed setting); the rest stays."""
+    from ingest.clock import utc_now
     from ingest.dead_letters import replay_dead_letters
-    from ingest.worker import utc_now
 
     settings = settings_of(context)
     done = replay_dead_letters(settings.kafka, settings.features, now=utc_now(), reasons=reason)

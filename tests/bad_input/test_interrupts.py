@@ -78,7 +78,7 @@ def test_a_replay_is_stopped_and_sent_again(empty: Place, embedded_kafka: KafkaS
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ingest"], ["serve", "--port", "0"], ["features", "follow"]], ids=" ".join
+    "arguments", [["ingest"], ["rate"], ["serve", "--port", "0"], ["features", "follow"]], ids=" ".join
 )
 def test_what_runs_for_ever_ends_in_order(
     place: Place, embedded_kafka: KafkaSettings, arguments: list[str]

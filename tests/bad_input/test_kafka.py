@@ -19,6 +19,8 @@ COMMANDS = [
     ["produce", "events.jsonl"],
     ["ingest"],
     ["ingest", "--until-caught-up"],
+    ["rate"],
+    ["rate", "--until-caught-up"],
     ["replay", "movielens", "ratings.csv"],
     ["dead-letters", "list"],
     ["dead-letters", "replay"],

@@ -6,11 +6,11 @@ import pytest
 
 from features.interactions import decode_interaction
 from ingest.broker import Broker, embedded_broker
+from ingest.clock import utc_now
 from ingest.errors import TopicMissing
 from ingest.producer import FeedbackProducer
 from ingest.settings import KafkaSettings
 from ingest.topics import read_all
-from ingest.worker import utc_now
 from tests.brokers import interaction, topics_on
 
 

@@ -19,6 +19,7 @@ from features.interactions import encode_interaction
 from features.log import FeedbackLog
 from features.settings import FeatureSettings
 from ingest.broker import Broker, embedded_broker
+from ingest.clock import utc_now
 from ingest.dead_letters import DeadLetterBox, list_dead_letters, replay_dead_letters
 from ingest.errors import OffsetsLost
 from ingest.lag import lag
@@ -26,7 +27,7 @@ from ingest.landing import Landing
 from ingest.producer import FeedbackProducer
 from ingest.settings import IngestSettings, KafkaSettings
 from ingest.topics import create_topics, identify
-from ingest.worker import IngestWorker, WorkerReport, utc_now
+from ingest.worker import IngestWorker, WorkerReport
 from tests.brokers import align3gr, command_line, interaction, raw_rows, topics_on
 
 POISON = {
