@@ -15,17 +15,22 @@ Readings of what design.md leaves open:
   holds when a new topic starts again at offset zero.
 - The window is about arrival: likes that arrived after ``since`` (Kafka's time, against the watermark).
 - Slate negatives are ordered like the others: the latest decided first.
+
+Options (``DatasetSettings``: own slates first, recency and propensity weights, a replay of older samples) are
+queries of their own, run only where one is on: without them rows and id are what they always were.
 """
 
 import logging
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -34,13 +39,14 @@ import pyarrow.parquet as pq
 
 from .duck import connect
 from .errors import BadInput, FeaturesError
-from .events import JUDGING, NUMBERING, READING, Numbered, each_shard, number, parameters
+from .events import JUDGING, NUMBERING, READING, each_shard, number, parameters
 from .log import LogSnapshot
-from .manifest import FORMAT, MANIFEST, STAGES, Manifest, Stage, StageCounts, read_manifest, write_manifest
+from .manifest import FORMAT, MANIFEST, STAGES, WEIGHTED, Manifest, Stage, read_manifest, write_manifest
 from .queries import execute, fetch, text_hash
 from .rows_hash import RowsHash
 from .settings import FeatureSettings
 from .split import Role, roles_table
+from .stage_rows import FINISHING, StageRows
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +67,8 @@ SAMPLE_SCHEMA = pa.schema(
 """One preference sample a row, sorted by ``user_id, chosen``, which is unique in a stage. ``history``: oldest
 first, may be empty; ``rejected``: 1 to 20 items, those of the same slate first; ``request_id``,
 ``policy_version``, ``propensity``: null where there is none; ``role``: train, stop or gate."""
+WEIGHTED_SCHEMA = SAMPLE_SCHEMA.append(pa.field("weight", pa.float64()))
+"""The same with ``weight`` above 0, its mean over a stage 1: where recency or propensity weighs."""
 
 LIKING = [
     *("preference_slates", "preference_served", "preference_likes"),
@@ -69,8 +77,7 @@ LIKING = [
 SAMPLING = ["preference_negatives", "preference_slate_negatives"]
 ASKING = ["preference_rejected", "histories_at_request", "preference_samples"]
 QUERIES = NUMBERING + READING + JUDGING + LIKING + SAMPLING + ASKING
-
-_HASHED = SAMPLE_SCHEMA.names[1:]
+OPTIONS = ["preference_positions", "preference_options"]
 
 
 def _utc_now() -> datetime:
@@ -107,14 +114,16 @@ class PreferenceDataset:
         gate_share: float = 0.0,
         stop_share: float = 0.0,
         since: datetime | None = None,
+        lineage: Sequence[str] = (),
         clock: Callable[[], datetime] = _utc_now,
         progress: Callable[[int, int], None] | None = None,
     ) -> "PreferenceDataset":
         """Build both stages from ``snapshot`` into ``out_dir/<dataset_id>``; an equal dataset there is kept.
 
         ``gate_share`` and ``stop_share`` of the users get these roles, the rest ``train``. ``since``
-        overrides the window of the settings. ``progress`` is told (users done, users in all). A build
-        that dies leaves nothing that looks like a dataset. Raises EmptyLog, TooFewLikes,
+        overrides the window of the settings. ``lineage``: versions of the policy that learns and of those it
+        descends from, whose slates ``prefer_own_slates`` prefers. ``progress`` is told (users done, users in
+        all). A build that dies leaves nothing that looks like a dataset. Raises EmptyLog, TooFewLikes,
         FeaturesError (disk).
         """
         if not snapshot.files:
@@ -123,7 +132,8 @@ class PreferenceDataset:
             since = snapshot.watermark - timedelta(seconds=settings.dataset.window_s)
         out_dir.mkdir(parents=True, exist_ok=True)
         with _building(out_dir) as folder, connect(settings) as con:
-            counted = _Build(con, snapshot, settings, since, gate_share, stop_share).run(folder, progress)
+            build = _Build(con, snapshot, settings, since, lineage, gate_share, stop_share)
+            counted = build.run(folder, progress)
             manifest = counted.manifest(clock())
             write_manifest(folder, manifest)
             path = _publish(folder, out_dir / manifest.dataset_id)
@@ -148,7 +158,10 @@ class PreferenceDataset:
         return cls(path, read_manifest(path))
 
     def stage(self, stage: Stage, role: Role | None = None) -> pa.Table:
-        """The samples of one stage (of one role only, when given). Columns as in SAMPLE_SCHEMA."""
+        """The samples of one stage (of one role only, when given).
+
+        Columns as in SAMPLE_SCHEMA, or WEIGHTED_SCHEMA where the samples were weighed.
+        """
         only = None if role is None else pc.field("role") == role
         try:
             table = pq.read_table(self.path / f"{stage}.parquet", filters=only)
@@ -157,13 +170,14 @@ class PreferenceDataset:
             raise FeaturesError(
                 f"stage {stage} of {self.path} cannot be read: {cause}; build it again"
             ) from error
-        return table.cast(SAMPLE_SCHEMA)
+        return table.cast(WEIGHTED_SCHEMA if self.manifest.format == WEIGHTED else SAMPLE_SCHEMA)
 
     def verify(self) -> None:
         """Compare the stored rows with the manifest's hashes. Raises FeaturesError when they differ."""
         for stage in STAGES:
-            rows = RowsHash(_HASHED)
-            rows.update(self.stage(stage))
+            table = self.stage(stage)
+            rows = RowsHash(table.schema.names[1:])
+            rows.update(table)
             if rows.hexdigest() != self.manifest.stages[stage].rows_hash:
                 raise FeaturesError(
                     f"stage {stage} of {self.path} is not what its manifest says; build it again"
@@ -179,64 +193,83 @@ class _Build:
         snapshot: LogSnapshot,
         settings: FeatureSettings,
         since: datetime | None,
+        lineage: Sequence[str],
         gate_share: float,
         stop_share: float,
     ) -> None:
         self._con, self._snapshot, self._settings, self._since = con, snapshot, settings, since
         self._shares = gate_share, stop_share
+        chosen = settings.dataset
+        self._lineage = list(lineage) if chosen.prefer_own_slates else []
+        self._replays = chosen.replay_share > 0 and since is not None
+        self._optional = bool(self._lineage) or self._replays or chosen.weighs
         self._values = {
             **parameters(settings, snapshot.watermark),
-            "since": since,
-            "cap": settings.dataset.max_samples_per_user,
+            "cap": chosen.max_samples_per_user,
+            "replay_cap": math.ceil(chosen.replay_share * chosen.max_samples_per_user),
+            "replay_share": chosen.replay_share,
         }
-        self._hashes = {stage: RowsHash(_HASHED) for stage in STAGES}
-        self._available = dict.fromkeys(STAGES, 0)
-        self._samples = dict.fromkeys(STAGES, 0)
-        self._roles: dict[Stage, dict[str, int]] = {stage: {} for stage in STAGES}
         self._duplicates = 0
         self._likes = 0
 
     def run(self, folder: Path, progress: Callable[[int, int], None] | None) -> "_Build":
         self._numbered = number(self._con, self._snapshot, self._settings)
-        writers = {
-            stage: pq.ParquetWriter(folder / f"{stage}.parquet", SAMPLE_SCHEMA, compression="zstd")
+        weighs = self._settings.dataset.weighs
+        self._stages: dict[Stage, StageRows] = {
+            stage: StageRows(
+                stage,
+                folder,
+                WEIGHTED_SCHEMA if weighs else SAMPLE_SCHEMA,
+                self._values,
+                by_draft=weighs or self._replays,
+            )
             for stage in STAGES
         }
         try:
             for shard, duplicates in each_shard(self._con, self._settings, self._snapshot.watermark):
                 self._duplicates += duplicates
                 self._prepare(shard)
-                for stage in STAGES:
-                    writers[stage].write_table(self._sample(stage))
+                for stage, rows in self._stages.items():
+                    rows.add(self._sample(stage), self._numbered)
                 if progress is not None:
                     progress(shard.stop, self._numbered.users)
+            for rows in self._stages.values():
+                rows.finish(self._con)
         finally:
-            for writer in writers.values():
-                writer.close()
+            for rows in self._stages.values():
+                rows.close()
         self._refuse_too_little()
         return self
 
     def manifest(self, built_at: datetime) -> Manifest:
-        hashes = {stage: rows.hexdigest() for stage, rows in self._hashes.items()}
+        stages = {stage: rows.counts(self._likes) for stage, rows in self._stages.items()}
         both = RowsHash(["stage", "rows_hash"])
-        both.update(pa.table({"stage": list(hashes), "rows_hash": list(hashes.values())}))
-        settings = self._settings
+        both.update(
+            pa.table({"stage": list(stages), "rows_hash": [counts.rows_hash for counts in stages.values()]})
+        )
+        settings, chosen = self._settings, self._settings.dataset
         return Manifest(
-            format=FORMAT,
+            format=WEIGHTED if chosen.weighs else FORMAT,
             dataset_id=both.hexdigest(),
             log_version=self._snapshot.version,
             watermark=self._snapshot.watermark,
             since=self._since,
             rules_hash=settings.levels.hash,
-            queries_hash=text_hash(QUERIES),
+            queries_hash=text_hash(QUERIES + (OPTIONS + FINISHING if self._optional else [])),
             settings={
                 "attribution_window_s": settings.attribution_window_s,
                 "history_length": settings.history_length,
                 "history_look_back": settings.history_look_back,
                 "max_rejected": settings.max_rejected,
-                "window_s": settings.dataset.window_s,
-                "max_samples_per_user": settings.dataset.max_samples_per_user,
-                "learn_from_unsigned": settings.dataset.learn_from_unsigned,
+                "window_s": chosen.window_s,
+                "max_samples_per_user": chosen.max_samples_per_user,
+                "learn_from_unsigned": chosen.learn_from_unsigned,
+                "prefer_own_slates": chosen.prefer_own_slates,
+                "lineage": self._lineage,
+                "recency_half_life_s": chosen.recency_half_life_s,
+                "replay_share": chosen.replay_share,
+                "propensity_clip": chosen.propensity_clip,
+                "position_bias": chosen.position_bias,
                 "gate_share": self._shares[0],
                 "stop_share": self._shares[1],
             },
@@ -245,27 +278,22 @@ class _Build:
             unsigned=self._numbered.unsigned,
             duplicates=self._duplicates,
             likes=self._likes,
-            stages={
-                stage: StageCounts(
-                    samples=self._samples[stage],
-                    by_role=dict(sorted(self._roles[stage].items())),
-                    refused={
-                        "no_negative": self._likes - self._available[stage],
-                        "above_user_cap": self._available[stage] - self._samples[stage],
-                    },
-                    rows_hash=hashes[stage],
-                )
-                for stage in STAGES
-            },
+            stages={str(stage): counts for stage, counts in stages.items()},
             warnings=self._warnings(),
             built_at=built_at,
         )
 
     def _prepare(self, shard: range) -> None:
         """Make the tables that both stages read, for the shard's users."""
-        for name in LIKING + SAMPLING:
-            execute(self._con, name, self._values)
-        ((likes,),) = self._con.execute("select count(*) from likes").fetchall()
+        values = {**self._values, "since": None if self._replays else self._since}
+        for name in LIKING[:3]:
+            execute(self._con, name, values)
+        if self._optional:
+            for name in OPTIONS:
+                execute(self._con, name, {**self._options(), "first": shard.start, "last": shard.stop - 1})
+        for name in LIKING[3:] + SAMPLING:
+            execute(self._con, name, values)
+        ((likes,),) = self._con.execute("select count(*) from likes where fresh").fetchall()
         self._likes += likes
         users = self._con.execute(
             "select user_id from users where u between ? and ? and u in (select u from likes)",
@@ -276,22 +304,26 @@ class _Build:
         self._con.execute("create or replace temp table roles as select user_id, role from roles_arrow")
         self._con.unregister("roles_arrow")
 
+    def _options(self) -> dict[str, Any]:
+        """The options as their queries name them."""
+        chosen = self._settings.dataset
+        half_life = chosen.recency_half_life_s
+        return {
+            "since": self._since,
+            "now": self._snapshot.watermark,
+            "lineage": self._lineage,
+            "half_life_us": None if half_life is None else half_life * 1e6,
+            "propensity_clip": chosen.propensity_clip,
+            "position_bias": chosen.position_bias,
+            "unsigned": chosen.learn_from_unsigned,
+        }
+
     def _sample(self, stage: Stage) -> pa.Table:
-        """The stage's samples of the shard whose tables are there, with names for numbers."""
+        """The stage's samples of the shard whose tables are there; lists hold numbers."""
         values = {**self._values, "level": STAGES[stage], "stage": stage}
         for name in ASKING[:-1]:
             execute(self._con, name, values)
-        found = fetch(self._con, ASKING[-1], values)
-        self._available[stage] += (
-            pc.sum(found.filter(found.column("last_of_user")).column("available")).as_py() or 0
-        )
-        samples = _named(found, self._numbered).combine_chunks()
-        self._hashes[stage].update(samples)
-        self._samples[stage] += samples.num_rows
-        for counted in pc.value_counts(samples.column("role")).to_pylist():
-            roles = self._roles[stage]
-            roles[counted["values"]] = roles.get(counted["values"], 0) + counted["counts"]
-        return samples
+        return fetch(self._con, ASKING[-1], values)
 
     def _refuse_too_little(self) -> None:
         numbered, wanted = self._numbered, self._settings.dataset.min_samples
@@ -300,7 +332,7 @@ class _Build:
                 f"the feedback log holds nothing to learn from ({numbered.unsigned} rows under"
                 " unsigned request ids); send interactions, or give server and ingest the same request_key"
             )
-        found = sum(roles.get("train", 0) for roles in self._roles.values())
+        found = sum(rows.to_train_on for rows in self._stages.values())
         if found < wanted:
             raise TooFewLikes(
                 f"too few likes: {self._likes} liked items give {found} samples to train on,"
@@ -313,13 +345,6 @@ class _Build:
         if share <= self._settings.dataset.duplicates_warning:
             return []
         return [f"duplicates={self._duplicates} share={share:.4f}: does a client send a constant event_id?"]
-
-
-def _named(found: pa.Table, numbered: Numbered) -> pa.Table:
-    for name in ("history", "rejected"):
-        place = found.schema.get_field_index(name)
-        found = found.set_column(place, name, numbered.items(found.column(name)))
-    return found.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ STAGES: dict[Stage, int] = {"easy": -1, "hard": 0}
 """Level of the rejected items of each stage: disliked, neutral."""
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT, WEIGHTED = 1, 2
+"""Format of a dataset, and of one whose rows carry a weight."""
 
 
 class DatasetMissing(FeaturesError, BadInput):  # noqa: N818 - reads as what it is
@@ -33,6 +34,10 @@ class StageCounts(msgspec.Struct, frozen=True, kw_only=True):
     refused: dict[str, int]
     """Likes of the window without a sample: ``no_negative``, ``above_user_cap``."""
     rows_hash: str
+    replayed: int = 0
+    """Of the samples those whose like arrived before the window."""
+    older: int = 0
+    """Samples that could be made of likes from before the window; looked at only for a replay."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,9 +89,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise DatasetMissing(
             f"{folder / MANIFEST} cannot be read ({error}); build the dataset again"
         ) from error
-    if manifest.format > FORMAT:
+    if manifest.format > WEIGHTED:
         raise DatasetMissing(
-            f"{folder} has dataset format {manifest.format}, this version reads up to {FORMAT}; update it"
+            f"{folder} has dataset format {manifest.format}, this version reads up to {WEIGHTED}; update it"
         )
     return manifest
 

@@ -1,6 +1,7 @@
 -- What one stage asks of the policy: every like of the window that has something to reject. Rejected are
 -- items whose level in force is `level`: those of the same slate first, then the user's latest ones before
--- the like. At most `cap` likes a user, the latest; `available` says how many there were.
+-- the like. Of a user's likes the first `cap` by `preferred` (the latest, unless an option says otherwise), and
+-- `replay_cap` of those from before the window; `available` says how many there were.
 create or replace temp table asks as
 with numbered as (
     -- how many items had this level before the like
@@ -31,18 +32,18 @@ candidates as (
 usable as (
     select
         *,
-        count(*) over (partition by u) as available,
-        row_number() over (partition by u order by n desc) as recency
+        count(*) over (partition by u, fresh) as available,
+        row_number() over (partition by u, fresh order by preferred desc) as choice
     from candidates
     where len(same_slate) > 0 or len(latest_first) > 0
 )
 select
-    * exclude (same_slate, latest_first, earlier, recency),
-    recency = 1 as last_of_user,
+    * exclude (same_slate, latest_first, earlier, choice),
+    choice = 1 as first_of_user,
     list_concat(
         same_slate,
         list_filter(latest_first, lambda x: not list_contains(same_slate, x))
     )[:$max_rejected] as rejected,
     list_append(rejected, i) as excluded
 from usable
-where recency <= $cap
+where choice <= case when fresh then $cap else $replay_cap end

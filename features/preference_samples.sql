@@ -12,7 +12,11 @@ select
     prompted.propensity,
     roles.role,
     prompted.available,
-    prompted.last_of_user
+    prompted.first_of_user,
+    prompted.fresh,
+    prompted.draw,
+    prompted.recency,
+    prompted.inverse_propensity
 from prompted
 join users using (u)
 join items using (i)

@@ -1,9 +1,9 @@
 """Settings of the store: levels, feedback log, queries, upkeep."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from .interactions import EARLIEST, MAX_EVENT_BYTES
 from .levels import LevelRules
@@ -68,6 +68,22 @@ class DatasetSettings(BaseModel):
     """Fewer samples to train on, both stages together, are an error."""
     max_samples_per_user: int = Field(200, ge=1)
     """At most so many samples of one user in a stage, the latest likes: nobody may outweigh the rest."""
+    prefer_own_slates: bool = False
+    """Which likes that cap keeps: those on slates of the reference or a policy it descends from come before
+    all others, then the latest; false: the latest."""
+    recency_half_life_s: float | None = Field(None, gt=0)
+    """A sample weighs half as much for every so many seconds that its like arrived before the watermark (at
+    most the window's length, at most 20 half-lives); none, or a log without a watermark: all weigh 1."""
+    replay_share: float = Field(0.0, ge=0, lt=1)
+    """Share of a stage's samples whose likes arrived before the window, drawn by hash, against forgetting; of
+    one user at most this share of ``max_samples_per_user`` (rounded up), beside those of the window. Without
+    a window nothing is older. 0: none."""
+    propensity_clip: float | None = Field(None, ge=1, le=1_000_000)
+    """Weighs a sample of a sampled slate by 1 / propensity of the chosen item, at most this; normalised so
+    that such samples weigh 1 on average, as all others do. None: off."""
+    position_bias: float = Field(0.0, ge=0, le=4)
+    """With ``propensity_clip``: users look at place k with probability (1/k) to this power, and the weight is
+    1 / (propensity x that). 0: they look at every place."""
     max_cases_per_user: int = Field(50, ge=1)
     """At most so many evaluation cases of a kind for one user, the latest."""
     learn_from_unsigned: bool = False
@@ -76,6 +92,17 @@ class DatasetSettings(BaseModel):
     """A share of repeated events above this is a warning: a client that sends a constant event_id."""
     rows_per_shard: int = Field(2_000_000, ge=1)
     """Events queried at a time: bounds the memory of a build. The rows do not depend on it."""
+
+    @model_validator(mode="after")
+    def _bias_needs_propensities(self) -> Self:
+        if self.position_bias and self.propensity_clip is None:
+            raise ValueError("position_bias weighs only with propensity_clip: set that too")
+        return self
+
+    @property
+    def weighs(self) -> bool:
+        """Whether samples carry a weight."""
+        return self.recency_half_life_s is not None or self.propensity_clip is not None
 
 
 class FeatureSettings(BaseModel):

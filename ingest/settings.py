@@ -91,14 +91,14 @@ class RatingSettings(BaseModel):
     causal model that is asked for a number."""
     kinds: tuple[Literal["review", "comment"], ...] = ("review",)
     """Kinds of events that are rated where they carry words and no value."""
-    bounds: tuple[float, float, float, float] = (-0.12, -0.01, 0.04, 0.24)
+    bounds: tuple[float, float, float, float] = (-0.08, -0.01, 0.08, 0.24)
     """Lexicon: the mean sentiment of a text's sentences (-1 .. 1) from which its rating is 2, 3, 4 and 5."""
     directory: Path | None = None
     """Models: the local directory of configuration, tokenizer and safetensors; nothing is downloaded."""
     labels: dict[str, Annotated[float, Field(ge=1, le=5)]] = {}
     """Classifier: the stars that each label means; needed only where its names do not say so."""
     prompt: str | None = None
-    """Causal model: the question, with ``{review}`` where the words go; none: the one in ``ingest.rating``."""
+    """Causal model: the question, with ``{review}`` where the words go; none: that of ``ingest.rating``."""
     answer: Literal["most_likely", "expected"] = "most_likely"
     """Models: the most likely rating, or the mean over the five, rounded."""
     device: str = "cpu"

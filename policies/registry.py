@@ -135,6 +135,16 @@ class Registry:
             )
         return manifest
 
+    def lineage(self, version: str) -> "list[str]":
+        """``version`` and the policies it descends from, newest first, as far as manifests tell."""
+        found: list[str] = []
+        parent: str | None = version
+        while parent is not None and parent not in found:
+            found.append(parent)
+            described = self._described(parent)
+            parent = described.parent if described is not None else None
+        return found
+
     def staging(self) -> Path:
         """A new name beside the policies for a staging directory (not created)."""
         self.directory.mkdir(parents=True, exist_ok=True)

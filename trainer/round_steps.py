@@ -103,6 +103,7 @@ class RoundSteps:
             workplace.home / "datasets",
             gate_share=workplace.policies.gate.share,
             stop_share=self._stop_share(),
+            lineage=workplace.registry.lineage(self.state.parent),
             clock=workplace.clock,
             progress=partial(self._observe, "dataset"),
         )

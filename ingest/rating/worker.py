@@ -85,8 +85,9 @@ class _Portion:
 class RatingWorker:
     """Rates the topic's reviews as one member of the consumer group ``settings.rating.group``.
 
-    ``run`` returns after ``stop`` (safe from a signal handler); what it has not committed then is rated by the
-    next worker. Raises BrokerUnreachable and TopicMissing at the start, IngestError when Kafka refuses us.
+    ``run`` returns after ``stop`` (safe from a signal handler); what it has not committed then is rated by
+    the next worker. Raises BrokerUnreachable and TopicMissing at the start, IngestError when Kafka refuses
+    us.
     """
 
     def __init__(
@@ -311,7 +312,7 @@ class RatingWorker:
         self._begun.add(number)
 
     def _reached(self, target: dict[int, int]) -> bool:
-        """Whether everything below ``target`` was seen: by us, or by who owns the partition (asked rarely)."""
+        """Whether everything below ``target`` was seen: by us, or by whoever owns the partition."""
         missing = [p for p, end in target.items() if self._next.get(p, -1) < end]
         if not missing:
             return True
