@@ -77,7 +77,11 @@ LIKING = [
 SAMPLING = ["preference_negatives", "preference_slate_negatives"]
 ASKING = ["preference_rejected", "histories_at_request", "preference_samples"]
 QUERIES = NUMBERING + READING + JUDGING + LIKING + SAMPLING + ASKING
-OPTIONS = ["preference_positions", "preference_options"]
+OPTIONS = ["preference_preferred", "preference_positions", "preference_weights"]
+
+
+_WEIGHTLESS = "create temp table weights (u integer, i integer, recency double, inverse_propensity double)"
+"""Where nothing weighs."""
 
 
 def _utc_now() -> datetime:
@@ -202,7 +206,7 @@ class _Build:
         chosen = settings.dataset
         self._lineage = list(lineage) if chosen.prefer_own_slates else []
         self._replays = chosen.replay_share > 0 and since is not None
-        self._optional = bool(self._lineage) or self._replays or chosen.weighs
+        self._prefers = bool(self._lineage) or self._replays
         self._values = {
             **parameters(settings, snapshot.watermark),
             "cap": chosen.max_samples_per_user,
@@ -214,6 +218,7 @@ class _Build:
 
     def run(self, folder: Path, progress: Callable[[int, int], None] | None) -> "_Build":
         self._numbered = number(self._con, self._snapshot, self._settings)
+        self._con.execute(_WEIGHTLESS)
         weighs = self._settings.dataset.weighs
         self._stages: dict[Stage, StageRows] = {
             stage: StageRows(
@@ -255,7 +260,7 @@ class _Build:
             watermark=self._snapshot.watermark,
             since=self._since,
             rules_hash=settings.levels.hash,
-            queries_hash=text_hash(QUERIES + (OPTIONS + FINISHING if self._optional else [])),
+            queries_hash=text_hash(QUERIES + (OPTIONS + FINISHING if self._prefers or chosen.weighs else [])),
             settings={
                 "attribution_window_s": settings.attribution_window_s,
                 "history_length": settings.history_length,
@@ -288,12 +293,12 @@ class _Build:
         values = {**self._values, "since": None if self._replays else self._since}
         for name in LIKING[:3]:
             execute(self._con, name, values)
-        if self._optional:
-            for name in OPTIONS:
-                execute(self._con, name, {**self._options(), "first": shard.start, "last": shard.stop - 1})
+        options = OPTIONS[:1] * self._prefers + OPTIONS[1:] * self._settings.dataset.weighs
+        for name in options:
+            execute(self._con, name, {**self._options(), "first": shard.start, "last": shard.stop - 1})
         for name in LIKING[3:] + SAMPLING:
             execute(self._con, name, values)
-        ((likes,),) = self._con.execute("select count(*) from likes where fresh").fetchall()
+        ((likes,),) = self._con.execute("select count(*) from likes where preferred > 0").fetchall()
         self._likes += likes
         users = self._con.execute(
             "select user_id from users where u between ? and ? and u in (select u from likes)",
@@ -310,7 +315,7 @@ class _Build:
         half_life = chosen.recency_half_life_s
         return {
             "since": self._since,
-            "now": self._snapshot.watermark,
+            "watermark": self._snapshot.watermark,
             "lineage": self._lineage,
             "half_life_us": None if half_life is None else half_life * 1e6,
             "propensity_clip": chosen.propensity_clip,

@@ -37,7 +37,7 @@ class StageCounts(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int = 0
     """Of the samples those whose like arrived before the window."""
     older: int = 0
-    """Samples that could be made of likes from before the window; looked at only for a replay."""
+    """Samples these were drawn from: likes from before the window, of each user as many as the cap allows."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,12 @@
 -- that weights are divided by. Sums are of integers, so they are the same in whatever order rows are added.
 create or replace temp table figures as
 with drafted as (
-    select fresh, draw, recency, inverse_propensity from read_parquet($drafts)
+    select
+        preferred > 0 as fresh,
+        -preferred as draw,
+        coalesce(recency, 1) as recency,
+        inverse_propensity
+    from read_parquet($drafts)
 ),
 wanted as (
     select round(count(*) * $replay_share / (1 - $replay_share))::bigint as samples from drafted where fresh

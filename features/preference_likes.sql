@@ -35,13 +35,8 @@ select
     case when on_slate then slates.asked_at else first_met.asked_at end as asked_at,
     -- null: no landing clock to respect
     case when on_slate then slates.asked_seq end as asked_seq,
-    attributed.arrived_at,
-    -- what preference_options.sql says where an option is on
-    true as fresh,
-    attributed.n as preferred,
-    null::bigint as draw,
-    1.0::double as recency,
-    null::double as inverse_propensity
+    -- which of a user's likes a cap keeps: the latest, unless preference_preferred.sql says otherwise
+    attributed.n as preferred
 from attributed
 join first_met using (u, i)
 left join slate_items on slate_items.u = attributed.u and slate_items.q = attributed.q

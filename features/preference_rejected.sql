@@ -1,7 +1,7 @@
 -- What one stage asks of the policy: every like of the window that has something to reject. Rejected are
 -- items whose level in force is `level`: those of the same slate first, then the user's latest ones before
--- the like. Of a user's likes the first `cap` by `preferred` (the latest, unless an option says otherwise), and
--- `replay_cap` of those from before the window; `available` says how many there were.
+-- the like. Of a user's likes in the window (`preferred` above 0) at most `cap`, those with the greatest
+-- `preferred`; `available` says how many there were. Of those from before it at most `replay_cap`.
 create or replace temp table asks as
 with numbered as (
     -- how many items had this level before the like
@@ -32,8 +32,8 @@ candidates as (
 usable as (
     select
         *,
-        count(*) over (partition by u, fresh) as available,
-        row_number() over (partition by u, fresh order by preferred desc) as choice
+        count(*) filter (where preferred > 0) over (partition by u) as available,
+        row_number() over (partition by u order by preferred desc) as choice
     from candidates
     where len(same_slate) > 0 or len(latest_first) > 0
 )
@@ -46,4 +46,4 @@ select
     )[:$max_rejected] as rejected,
     list_append(rejected, i) as excluded
 from usable
-where choice <= case when fresh then $cap else $replay_cap end
+where choice <= case when preferred > 0 then $cap else available + $replay_cap end

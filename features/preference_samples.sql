@@ -13,13 +13,13 @@ select
     roles.role,
     prompted.available,
     prompted.first_of_user,
-    prompted.fresh,
-    prompted.draw,
-    prompted.recency,
-    prompted.inverse_propensity
+    prompted.preferred,
+    weights.recency,
+    weights.inverse_propensity
 from prompted
 join users using (u)
 join items using (i)
 join roles on roles.user_id = users.user_id
 left join requests using (q)
+left join weights on weights.u = prompted.u and weights.i = prompted.i
 order by prompted.u, prompted.i

@@ -20,7 +20,7 @@ from .rows_hash import RowsHash
 
 FINISHING = ["preference_figures", "preference_finished"]
 
-_DRAFTED = ["fresh", "draw", "recency", "inverse_propensity"]
+_DRAFTED = ["preferred", "recency", "inverse_propensity"]
 
 
 class StageRows:
@@ -35,20 +35,21 @@ class StageRows:
         self._drafts: list[Path] | None = [] if by_draft else None
         self._draft = f"{folder}/.{stage}-draft-"
         self._hash = RowsHash(schema.names[1:])
-        self._available = {"fresh": 0, "older": 0}
+        self._available = self._older = 0
         self._samples = self._replayed = 0
         self._roles: dict[str, int] = {}
 
     def add(self, found: pa.Table, numbered: Numbered) -> None:
         """The answer of ``preference_samples``, with names for numbers."""
-        self._available["fresh"] += _available(found, pc.field("fresh"))
-        self._available["older"] += _available(found, ~pc.field("fresh"))
+        first = found.filter(pc.field("first_of_user"))
+        self._available += pc.sum(first.column("available")).as_py() or 0
         for name in ("history", "rejected"):
             place = found.schema.get_field_index(name)
             found = found.set_column(place, name, numbered.items(found.column(name)))
         if self._drafts is None:
             self._keep(found)
         else:
+            self._older += _older(found)
             names = [name for name in self._schema.names if name != "weight"]
             self._drafts.append(Path(f"{self._draft}{len(self._drafts)}.parquet"))
             pq.write_table(found.select([*names, *_DRAFTED]), self._drafts[-1])
@@ -79,12 +80,12 @@ class StageRows:
             samples=self._samples,
             by_role=dict(sorted(self._roles.items())),
             refused={
-                "no_negative": likes - self._available["fresh"],
-                "above_user_cap": self._available["fresh"] - fresh,
+                "no_negative": likes - self._available,
+                "above_user_cap": self._available - fresh,
             },
             rows_hash=self._hash.hexdigest(),
             replayed=self._replayed,
-            older=self._available["older"],
+            older=self._older,
         )
 
     def _keep(self, rows: pa.Table) -> None:
@@ -92,12 +93,11 @@ class StageRows:
         self._hash.update(samples)
         self._writer.write_table(samples)
         self._samples += samples.num_rows
-        self._replayed += samples.num_rows - (pc.sum(rows.column("fresh")).as_py() or 0)
+        self._replayed += _older(rows)
         for counted in pc.value_counts(samples.column("role")).to_pylist():
             self._roles[counted["values"]] = self._roles.get(counted["values"], 0) + counted["counts"]
 
 
-def _available(found: pa.Table, which: pc.Expression) -> int:
-    """Samples there would be without a cap, by the first row of each user."""
-    first = found.filter(pc.field("first_of_user") & which)
-    return int(pc.sum(first.column("available")).as_py() or 0)
+def _older(rows: pa.Table) -> int:
+    """How many rows are of likes from before the window."""
+    return int(pc.sum(pc.less(rows.column("preferred"), 0)).as_py() or 0)

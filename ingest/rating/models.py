@@ -184,7 +184,7 @@ class CausalRater(_ModelRater):
 def stars_of_labels(labels: dict[int, str], told: dict[str, float], directory: Path) -> list[float]:
     """The stars of each label, in the order of the model's outputs.
 
-    By ``told`` where it names every label, else by name: "1 star" .. "5 stars" (any five, a digit each
+    By ``told`` where it names every label, else by name: "1 star" .. "5 stars" (any five, a digit each),
     LABEL_0 .. LABEL_4, negative / (neutral) / positive, very negative .. very positive. Raises
     RaterUnusable otherwise.
     """

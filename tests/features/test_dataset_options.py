@@ -252,7 +252,7 @@ def test_a_replay_adds_a_share_of_older_samples_and_changes_no_other(tmp_path, p
         candidates = sum(min(count, math.ceil(share * cap)) for count in by_user)
         assert len(added) == min(candidates, math.floor(len(fresh) * share / (1 - share) + 0.5))
         counts = replayed.manifest.stages[stage]
-        assert (counts.replayed, counts.older) == (len(added), len(older))
+        assert (counts.replayed, counts.older) == (len(added), candidates)
         assert counts.refused == window.manifest.stages[stage].refused
     assert replayed.manifest.likes == window.manifest.likes
 
