@@ -74,6 +74,18 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it(
     assert (place.counts(), place.files()) == (before, files)
 
 
+def test_a_rater_that_is_no_model_is_one_line(empty: Place, embedded_kafka: KafkaSettings) -> None:
+    empty.use(embedded_kafka)
+    empty.set(INGEST__RATING__RATER="causal")
+    empty.in_fork("rate").refused(2, "ingest.rating: rater causal needs directory")
+    (empty.folder / "model").mkdir()
+    empty.set(INGEST__RATING__DIRECTORY="model")
+    empty.in_fork("rate").refused(2, "rater model: it holds no config.json", "name the local directory")
+    (empty.folder / "model" / "config.json").write_text("{")
+    empty.in_fork("rate").refused(2, "rater model cannot be loaded", "safetensors")
+    assert records(embedded_kafka, embedded_kafka.topic) == 0
+
+
 def test_produce_reports_what_it_refuses_and_sends_the_rest(
     place: Place, embedded_kafka: KafkaSettings
 ) -> None:
