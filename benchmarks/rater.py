@@ -65,7 +65,7 @@ def main() -> int:
         print(
             f"{name:<18} stars: accuracy {row['accuracy']:.3f} macro-F1 {row['macro_f1']:.3f}   levels: "
             f"accuracy {row['level_accuracy']:.3f} macro-F1 {row['level_macro_f1']:.3f}   "
-            f"not rated {row['not_rated']:.3f}   {row['reviews_per_s']:.0f}/s"
+            f"not rated {row['not_rated']:.3f}   {row['reviews_per_s'] or '-'}/s"
         )
     return 0
 
@@ -126,7 +126,7 @@ def row(
         "not_rated": round(float((rated == 0).mean()), 4),
         "confusion": confusion(given, rated, STARS),
         "level_confusion": by_level,
-        "reviews_per_s": round(len(texts) / max(seconds, 1e-9), 1),
+        "reviews_per_s": round(len(texts) / seconds, 1) if seconds > 0.01 else None,
         "reviews": len(texts),
     }
 

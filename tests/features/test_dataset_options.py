@@ -241,7 +241,7 @@ def test_a_replay_adds_a_share_of_older_samples_and_changes_no_other(tmp_path, p
     if window is None or everything is None:
         return
     replaying = of(max_samples_per_user=cap, replay_share=share)
-    replayed = build(folder, rows, chosen=replaying, since=since, version=2)
+    replayed = build(folder / "replayed", rows, chosen=replaying, since=since)  # else an equal one is kept
     arrived = arrivals(rows, replaying)
     for stage in STAGES:
         fresh, found = samples_of(window, stage), samples_of(replayed, stage)
