@@ -175,7 +175,7 @@ def fitted_bounds(
         for place in range(4):
             for bound in tried:
                 moved = [*bounds[:place], float(bound), *bounds[place + 1 :]]
-                if moved == sorted(set(moved)) and (reached := goodness(moved)) > best:
+                if moved == sorted(moved) and (reached := goodness(moved)) > best:
                     best, bounds = reached, moved
     return bounds[0], bounds[1], bounds[2], bounds[3]
 

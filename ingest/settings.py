@@ -110,8 +110,8 @@ class RatingSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if list(self.bounds) != sorted(set(self.bounds)):
-            raise ValueError("bounds must rise")
+        if list(self.bounds) != sorted(self.bounds):
+            raise ValueError("bounds must not fall; two equal ones leave the rating between them out")
         if self.rater != "lexicon" and self.directory is None:
             raise ValueError(f"rater {self.rater} needs directory, the local directory of its model")
         if self.prompt is not None and "{review}" not in self.prompt:
