@@ -135,12 +135,12 @@ class Registry:
             )
         return manifest
 
-    def lineage(self, version: str) -> "list[str]":
+    def lineage(self, version: str) -> tuple[str, ...]:
         """``version`` and the policies it descends from, newest first, as far as manifests tell."""
-        found: list[str] = []
+        found: tuple[str, ...] = ()
         parent: str | None = version
         while parent is not None and parent not in found:
-            found.append(parent)
+            found += (parent,)
             described = self._described(parent)
             parent = described.parent if described is not None else None
         return found

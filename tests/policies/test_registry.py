@@ -38,6 +38,16 @@ def test_registering_numbers_policies_and_moves_the_directory(tmp_path: Path) ->
     assert [(policy.version, policy.parent) for policy in registry.list()] == [("v1", None), ("v2", "v1")]
 
 
+def test_a_policys_lineage_is_itself_and_what_it_descends_from(tmp_path: Path) -> None:
+    registry = Registry(tmp_path, OFF)
+    for parent in (None, "v1", "v1", "v3", "v9", "v6"):  # v9 is gone, v6 says that it descends from itself
+        registry.register(stage(registry, parent=parent))
+    assert registry.lineage("v4") == ("v4", "v3", "v1")
+    assert registry.lineage("v2") == ("v2", "v1")
+    assert registry.lineage("v5") == ("v5", "v9")
+    assert registry.lineage("v6") == ("v6",)
+
+
 def test_versions_sort_by_number_not_by_letter(tmp_path: Path) -> None:
     registry = Registry(tmp_path, OFF)
     for _ in range(11):
