@@ -117,7 +117,8 @@ class ClassifierRater(_ModelRater):
 
     def _read(self, tokens: Tensor, mask: Tensor) -> Tensor:
         logits = self._model(input_ids=tokens, attention_mask=mask).logits.float()
-        return logits.softmax(dim=1) @ self._spread
+        shares: Tensor = logits.softmax(dim=1) @ self._spread
+        return shares
 
 
 class CausalRater(_ModelRater):
@@ -143,7 +144,8 @@ class CausalRater(_ModelRater):
 
     def _read(self, tokens: Tensor, mask: Tensor) -> Tensor:
         last = mask.sum(dim=1) - 1
-        places, mine = last.unique(return_inverse=True)
+        places = torch.tensor(sorted(set(last.tolist())), device=last.device)  # where the head is computed
+        mine = torch.searchsorted(places, last)
         logits = self._model(input_ids=tokens, attention_mask=mask, logits_to_keep=places).logits
         said = logits[torch.arange(len(tokens), device=tokens.device), mine].float()
         scores = [said[:, answers].logsumexp(dim=1) for answers in self._answers]
