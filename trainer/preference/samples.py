@@ -2,33 +2,130 @@
 
 SCIDs exist only inside a policy, so the same table gives other tokens with another codec. Items that the
 codec does not know are left out and counted; a sample's chosen response stands first, then its rejected ones.
+Tokens lie in flat arrays: as Python lists a stage of 100,000 samples would take half a gigabyte.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from policies.prompt import TEMPLATE_VERSION, PromptTokens, prompts_ids
-from trainer.errors import TrainerError
+from trainer.errors import BrokenSamples
 
 # Batches are cut from windows of this many shuffled batches, sorted by length: little padding, still random.
 _WINDOW = 16
+# Rows of a table that are Python objects at once.
+_ROWS = 4096
+
+IntArray = NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True)
+class Ragged(Sequence[list[int]]):
+    """Lists of numbers of any length, in one flat int32 array."""
+
+    def __init__(self, values: IntArray, starts: IntArray) -> None:
+        """``values`` [sum of lengths]; ``starts`` [N + 1], the last one the end."""
+        self.values, self.starts = values, starts
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> "Ragged":
+        """The same lists, flat."""
+        lengths = [len(one) for one in lists]
+        values = np.fromiter((number for one in lists for number in one), np.int32, count=sum(lengths))
+        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """One after the other."""
+        if not parts:
+            return cls.of([])
+        ends = np.cumsum([0, *(len(part.values) for part in parts)])
+        starts = [part.starts[:-1] + end for part, end in zip(parts, ends, strict=False)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([*starts, ends[-1:]]))
+
+    @property
+    def lengths(self) -> IntArray:
+        """Of each list, [N]."""
+        found: IntArray = np.diff(self.starts)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @overload
+    def __getitem__(self, number: int) -> list[int]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[list[int]]: ...
+    def __getitem__(self, number: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        one = range(len(self))[number]
+        found: list[int] = self.values[self.starts[one] : self.starts[one + 1]].tolist()
+        return found
+
+
+class Answers(Sequence[list[list[int]]]):
+    """The answers of each sample, all of ``length`` tokens, in one flat array."""
+
+    def __init__(self, tokens: Ragged, length: int) -> None:
+        """``tokens``: of each sample, its answers' tokens one after the other."""
+        self.tokens, self.length = tokens, length
+
+    @property
+    def counts(self) -> IntArray:
+        """Answers of each sample, [N]."""
+        found: IntArray = self.tokens.lengths // self.length
+        return found
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @overload
+    def __getitem__(self, number: int) -> list[list[int]]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[list[list[int]]]: ...
+    def __getitem__(self, number: int | slice) -> list[list[int]] | list[list[list[int]]]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        flat = self.tokens[number]
+        return [flat[start : start + self.length] for start in range(0, len(flat), self.length)]
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """N preference samples in the table's order. ``answers[n][0]`` is chosen, the others are rejected."""
 
     ids: list[str]
-    prompts: list[list[int]]
-    answers: list[list[list[int]]]
+    prompts: Ragged
+    answers: Answers
+    weights: NDArray[np.float64]
+    """[N], of a sample's loss among those of its batch; 1 where the table has no weights."""
     refused: dict[str, int]
     """Samples of the table that cannot be learned from, by reason."""
+
+    @classmethod
+    def of(
+        cls,
+        ids: Sequence[str],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[Sequence[int]]],
+        weights: Sequence[float] | None = None,
+    ) -> "Samples":
+        """From token ids; every answer has as many tokens as the first."""
+        length = len(answers[0][0]) if answers else 1
+        if any(len(answer) != length for several in answers for answer in several):
+            raise BrokenSamples(f"answers of one stage must have the same number of tokens, here {length}")
+        flat = Ragged.of([[token for answer in several for token in answer] for several in answers])
+        given = np.ones(len(ids)) if weights is None else np.array(weights, dtype=np.float64)
+        return cls(list(ids), Ragged.of(prompts), Answers(flat, length), given, {})
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -36,42 +133,70 @@ class Samples:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that a log-probability of these samples depends on, besides the model."""
-        content = json.dumps([TEMPLATE_VERSION, self.ids, self.prompts, self.answers]).encode()
-        return hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256(json.dumps([TEMPLATE_VERSION, self.answers.length]).encode())
+        for name in self.ids:
+            digest.update(f"{name}\0".encode())
+        for lists in (self.prompts, self.answers.tokens):
+            digest.update(lists.starts.astype("<i8").tobytes())
+            digest.update(lists.values.astype("<i4").tobytes())
+        return digest.hexdigest()
 
     def by_length(self, size: int) -> Iterator[list[int]]:
         """All sample numbers in chunks of ``size``, shortest first."""
-        order = sorted(range(len(self)), key=self._length)
+        order = self._sorted(np.arange(len(self)))
         for start in range(0, len(order), size):
-            yield order[start : start + size]
+            yield order[start : start + size].tolist()
 
     def epoch(self, size: int, random: np.random.Generator) -> list[list[int]]:
         """One pass in random batches of ``size``, samples of like length together; one may be smaller."""
-        order = random.permutation(len(self)).tolist()
+        order = random.permutation(len(self))
         batches: list[list[int]] = []
         for start in range(0, len(order), size * _WINDOW):
-            window = sorted(order[start : start + size * _WINDOW], key=self._length)
+            window = self._sorted(order[start : start + size * _WINDOW]).tolist()
             batches += [window[begin : begin + size] for begin in range(0, len(window), size)]
         return [batches[number] for number in random.permutation(len(batches)).tolist()]
 
-    def _length(self, number: int) -> tuple[int, int]:
-        return len(self.prompts[number]), len(self.answers[number])
+    def _sorted(self, numbers: IntArray) -> IntArray:
+        """These samples by the length of the prompt, then the number of answers; equal ones stay in order."""
+        return numbers[np.lexsort((self.answers.counts[numbers], self.prompts.lengths[numbers]))]
 
 
 def encode_samples(table: pa.Table, tokens: PromptTokens, max_rejected: int) -> Samples:
-    """Turn a stage's table (columns sample_id, history, chosen, rejected) into token ids.
+    """Turn a stage's table (columns sample_id, history, chosen, rejected, and weight if any) into token ids.
 
-    Raises TrainerError for a sample whose chosen item is among its rejected ones: such a table is broken.
+    Raises BrokenSamples for a sample whose chosen item is among its rejected ones, or whose weight is no
+    positive number: such a table is broken.
     """
-    known = tokens.codec.items
     refused: Counter[str] = Counter()
+    parts = [
+        _encode(table.slice(start, _ROWS), tokens, max_rejected, refused)
+        for start in range(0, table.num_rows, _ROWS)
+    ]
+    return Samples(
+        ids=[name for part in parts for name in part.ids],
+        prompts=Ragged.joined([part.prompts for part in parts]),
+        answers=Answers(Ragged.joined([part.answers.tokens for part in parts]), tokens.codec.levels),
+        weights=np.concatenate([np.empty(0), *(part.weights for part in parts)]),
+        refused=dict(refused),
+    )
+
+
+def _encode(table: pa.Table, tokens: PromptTokens, max_rejected: int, refused: Counter[str]) -> Samples:
+    """``encode_samples`` of a few rows; counts into ``refused``."""
+    known = tokens.codec.items
     ids: list[str] = []
     histories: list[Sequence[str]] = []
     answers: list[list[list[int]]] = []
-    for sample_id, history, chosen, rejected in _rows(table):
+    weights: list[float] = []
+    for sample_id, history, chosen, rejected, weight in _rows(table):
         if chosen in rejected:
-            raise TrainerError(
+            raise BrokenSamples(
                 f"sample {sample_id} rejects the item {chosen} that it chose: build the dataset again"
+            )
+        if weight is None or not (math.isfinite(weight) and weight > 0):
+            raise BrokenSamples(
+                f"sample {sample_id} has weight {weight}, which is no positive number: "
+                "build the dataset again"
             )
         if chosen not in known:
             refused["chosen item has no SCID in this codec"] += 1
@@ -83,9 +208,13 @@ def encode_samples(table: pa.Table, tokens: PromptTokens, max_rejected: int) -> 
         ids.append(sample_id)
         histories.append(history)
         answers.append([tokens.answer(item) for item in (chosen, *negatives)])
-    return Samples(ids, prompts_ids(tokens, histories), answers, dict(refused))
+        weights.append(weight)
+    return Samples.of(ids, prompts_ids(tokens, histories), answers, weights)
 
 
-def _rows(table: pa.Table) -> Iterator[tuple[str, Sequence[str], str, Sequence[str]]]:
-    columns = ("sample_id", "history", "chosen", "rejected")
-    return zip(*(table.column(name).to_pylist() for name in columns), strict=True)
+def _rows(table: pa.Table) -> Iterator[tuple[str, Sequence[str], str, Sequence[str], float | None]]:
+    names = ("sample_id", "history", "chosen", "rejected")
+    columns = [table.column(name).to_pylist() for name in names]
+    weighted = "weight" in table.column_names
+    weights = table.column("weight").to_pylist() if weighted else [1.0] * table.num_rows
+    return zip(*columns, weights, strict=True)
