@@ -7,7 +7,7 @@ tokens each), float32, AdamW, one process; the losses of all steps are asserted 
 ``--device cuda``.
 
 - ours: ``Learner``. A prompt is read once for its 21 answers (policies.scoring); the reference's
-  log-probabilities come from the policy itself, one more pass a step as in a stage of one epoch.
+  log-probabilities come from the policy itself, one more pass over the samples as in a stage of one epoch.
 - sdpo: the published S-DPO loop. Every answer is a padded sequence of its own behind its prompt, logits at
   every position, and a second model in memory is asked for the reference. Also without that pass's time.
 - trl: ``DPOTrainer`` on the 20 pairs that a sample makes, judged by our ``dpo`` loss on the same samples.
@@ -23,13 +23,12 @@ it held with its models loaded; ``memory_ratio`` is of the rises, ours over thei
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,10 @@ END = 1
 TOKENS = len(SIZES) + 1
 STAGE = StageSettings(name="step", data="easy", beta=1.0, learning_rate=1e-3)
 PAIRS = STAGE.model_copy(update={"loss": "dpo"})
+OURS = 7
+"""Steps of ours, which is quick: more of them make its time steadier."""
+FOREVER = 10**9
+"""Steps of the schedule: the rate does not move."""
 CLOSE = 2e-4
 """Losses are sums of terms of order 10 in float32, after a few updates."""
 
@@ -64,15 +67,11 @@ class Work:
 
     policy: Path
     samples: list[Samples]
-    """A batch a step."""
+    """A batch a step; sdpo and trl take the first ``steps``."""
+    steps: int
     settings: PreferenceSettings
     at_once: int
     device: str
-
-    @property
-    def steps(self) -> int:
-        """Steps in all, the first of which is not timed."""
-        return len(self.samples)
 
     def learner(self, stage: StageSettings) -> Learner:
         """The policy with new LoRA matrices, the same every time."""
@@ -113,9 +112,9 @@ def main() -> None:
 def measure(wanted: argparse.Namespace, length: int, place: Path) -> dict[str, Any]:
     """All contenders on prompts of one length."""
     work = work_of(wanted, length, place, wanted.prompts, wanted.steps)
-    mine, mine_pairs = ours(work, STAGE), ours(work, PAIRS)
+    mine, mine_pairs = ours(work, STAGE), ours(replace(work, samples=work.samples[: work.steps]), PAIRS)
     theirs, asking = sdpo(work)
-    require_equal(mine.losses, theirs.losses)
+    require_equal(mine.losses[: work.steps], theirs.losses)
     without = theirs.seconds - asking
     pairs = trl(work, place)
     require_equal(mine_pairs.losses, pairs.losses)
@@ -146,11 +145,13 @@ def measure(wanted: argparse.Namespace, length: int, place: Path) -> dict[str, A
 
 
 def work_of(wanted: argparse.Namespace, length: int, place: Path, prompts: int, steps: int) -> Work:
-    """A policy directory and ``steps`` batches of samples, drawn."""
+    """A policy directory and batches of samples, drawn."""
     random = np.random.default_rng(0)
     codes = np.stack(np.unravel_index(random.choice(int(np.prod(SIZES)), 2000, replace=False), SIZES), axis=1)
     codec = ScidCodec([f"i{row}" for row in range(2000)], codes, SIZES, quantizer_hash="drawn")
-    backbone = open_backbone(wanted.backbone, codec, ["a lamp"], text_vocabulary=None, seed=0)
+    letters = random.choice(list("etaoinshrdlu"), size=(5000, 7))
+    texts = ["".join(word) for word in letters]  # enough for the preset's whole vocabulary
+    backbone = open_backbone(wanted.backbone, codec, texts, text_vocabulary=None, seed=0)
     write_policy(
         place / "v1", version="v1", model=backbone.model, tokenizer=backbone.tokenizer, codec=codec,
         popularity=codec.item_ids,
@@ -158,32 +159,29 @@ def work_of(wanted: argparse.Namespace, length: int, place: Path, prompts: int, 
     tokens = Policy.load(place / "v1").tokens
     words = np.concatenate(tokens.levels)
     batches = []
-    for _ in range(steps):
+    for _ in range(max(OURS, steps)):
         items = [random.choice(codec.item_ids, 1 + REJECTED, replace=False).tolist() for _ in range(prompts)]
         answers = [[[*tokens.answer(item), END] for item in several] for several in items]
         asked = [[*random.choice(words, length - 1).tolist(), tokens.recommend] for _ in range(prompts)]
         batches.append(Samples.of([str(number) for number in range(prompts)], asked, answers))
     settings = PreferenceSettings(batch_size=prompts, micro_batch=prompts, warmup=0.0)
-    return Work(place / "v1", batches, settings, wanted.at_once, wanted.device)
+    return Work(place / "v1", batches, steps, settings, wanted.at_once, wanted.device)
 
 
 def ours(work: Work, stage: StageSettings) -> Timed:
-    """Score the batch as the reference, then one step, for every batch."""
-    learner, watch, losses = work.learner(stage), Watch(work.device), []
-    # In a stage the policy scores all samples before its first step; here, a batch at a time, it must be
-    # what it was: LoRA's matrices are put back for the pass. The copies are not timed.
-    start = learner.snapshot()
-    for done, samples in enumerate(work.samples):
-        now = learner.snapshot()
-        learner.restore(start)
-        with watch:
-            reference = learner.responses(samples)
-        learner.restore(now)
-        with watch:
-            row = learner.step(samples, reference, list(range(len(samples))), done, work.steps)
+    """As a stage does: score every batch before the first step, then a step for each."""
+    learner, asking, learning = work.learner(stage), Watch(work.device), Watch(work.device)
+    references, losses = [], []
+    for samples in work.samples:
+        with asking:
+            references.append(learner.responses(samples))
+        asking.step()
+    for done, (samples, reference) in enumerate(zip(work.samples, references, strict=True)):
+        with learning:
+            row = learner.step(samples, reference, list(range(len(samples))), done, FOREVER)
+        learning.step()
         losses.append(row["loss"])
-        watch.step()
-    return Timed(watch.seconds, losses)
+    return Timed(asking.seconds + learning.seconds, losses)
 
 
 def sdpo(work: Work) -> tuple[Timed, float]:
@@ -194,21 +192,17 @@ def sdpo(work: Work) -> tuple[Timed, float]:
     learner, losses = work.learner(STAGE), []
     watch, asking = Watch(work.device), Watch(work.device)
     second = Policy.load(work.policy, device=work.device).model
-    for done, samples in enumerate(work.samples):
+    for samples in work.samples[: work.steps]:
         with watch:
-            losses.append(sdpo_step(learner, second, samples, work.at_once, done, work.steps, asking))
+            losses.append(sdpo_step(learner, second, samples, work.at_once, asking))
         watch.step()
         asking.step()
     return Timed(watch.seconds, losses), asking.seconds
 
 
-def sdpo_step(
-    learner: Learner, second: Any, samples: Samples, at_once: int, done: int, steps: int, asking: "Watch"
-) -> float:
+def sdpo_step(learner: Learner, second: Any, samples: Samples, at_once: int, asking: "Watch") -> float:
     """Forward, reference, backward, clip, AdamW."""
     optimizer, total = learner._optimizer, 0.0
-    for group in optimizer.param_groups:
-        group["lr"] = learner.rate * 0.5 * (1.0 + np.cos(np.pi * done / steps))
     optimizer.zero_grad(set_to_none=True)
     for start in range(0, len(samples), at_once):
         numbers = list(range(start, min(start + at_once, len(samples))))
@@ -259,7 +253,7 @@ def trl(work: Work, place: Path) -> Timed:
     text: Callable[[list[int]], str] = lambda ids: "".join(policy.tokenizer.convert_ids_to_tokens(ids))  # noqa: E731
     rows = [
         {"prompt": text(prompt), "chosen": text(chosen), "rejected": text(other)}
-        for samples in work.samples
+        for samples in work.samples[: work.steps]
         for prompt, (chosen, *rejected) in zip(samples.prompts, samples.answers, strict=True)
         for other in rejected
     ]
@@ -272,7 +266,7 @@ def trl(work: Work, place: Path) -> Timed:
         per_device_train_batch_size=work.at_once * REJECTED,
         gradient_accumulation_steps=settings.batch_size // work.at_once, max_steps=work.steps,
         train_sampling_strategy="sequential", beta=STAGE.beta, learning_rate=STAGE.learning_rate,
-        lr_scheduler_type="cosine", warmup_steps=0, max_grad_norm=settings.gradient_norm, weight_decay=0.0,
+        lr_scheduler_type="constant", max_grad_norm=settings.gradient_norm, weight_decay=0.0,
         optim="adamw_torch_fused", logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
         seed=SEED, dataloader_num_workers=0,
     )  # fmt: skip
@@ -346,26 +340,22 @@ def memory_here(wanted: argparse.Namespace) -> dict[str, float]:
         work = work_of(wanted, wanted.lengths[0], Path(place), prompts, 2)
         learner = work.learner(STAGE)
         second = Policy.load(work.policy, device=work.device).model if wanted.memory_of == "sdpo" else None
-        before = held(work.device)
-        for done, samples in enumerate(work.samples):
+        on_cpu = work.device == "cpu"
+        before = of_process("VmRSS") if on_cpu else torch.cuda.memory_allocated() / 2**20
+        for done, samples in enumerate(work.samples[:2]):
             if second is not None:
-                sdpo_step(learner, second, samples, prompts, done, work.steps, Watch(work.device))
+                sdpo_step(learner, second, samples, prompts, Watch(work.device))
             else:
                 reference = learner.responses(samples)
-                learner.step(samples, reference, list(range(prompts)), done, work.steps)
-        if work.device == "cpu":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        else:
-            peak = torch.cuda.max_memory_allocated() / 2**20
+                learner.step(samples, reference, list(range(prompts)), done, FOREVER)
+        peak = of_process("VmHWM") if on_cpu else torch.cuda.max_memory_allocated() / 2**20
     return {"peak": peak, "rise": peak - before, "prompts": prompts}
 
 
-def held(device: str) -> float:
-    """What this process (or its device) holds now, MB."""
-    if device != "cpu":
-        return torch.cuda.memory_allocated() / 2**20
+def of_process(name: str) -> float:
+    """A line of /proc/self/status, MB. (getrusage's peak would be that of the process that started this.)"""
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))
 
 
 def require_equal(ours: list[float], theirs: list[float]) -> None:

@@ -317,7 +317,7 @@ def test_preference_samples_hold_the_users_and_their_fingerprint_moves_with_them
     assert list(moved.prompts) != list(samples.prompts)
     assert moved.fingerprint != samples.fingerprint
     empty = encode_samples(table.slice(0, 0), tokens, 20)
-    assert empty.prompts == []
+    assert list(empty.prompts) == []
 
 
 def test_a_stage_learns_behind_prompts_with_the_user(codec_dir: Path, tmp_path: Path) -> None:

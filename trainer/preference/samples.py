@@ -7,14 +7,13 @@ Tokens lie in flat arrays: as Python lists a stage of 100,000 samples would take
 
 import hashlib
 import json
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from policies.prompt import TEMPLATE_VERSION, PromptTokens, prompts_ids
@@ -22,7 +21,7 @@ from trainer.errors import BrokenSamples
 
 # Batches are cut from windows of this many shuffled batches, sorted by length: little padding, still random.
 _WINDOW = 16
-# Rows of a table that are Python objects at once.
+# Histories that are Python objects at once.
 _ROWS = 4096
 
 IntArray = NDArray[np.integer[Any]]
@@ -167,54 +166,85 @@ def encode_samples(table: pa.Table, tokens: PromptTokens, max_rejected: int) -> 
     Raises BrokenSamples for a sample whose chosen item is among its rejected ones, or whose weight is no
     positive number: such a table is broken.
     """
-    refused: Counter[str] = Counter()
-    parts = [
-        _encode(table.slice(start, _ROWS), tokens, max_rejected, refused)
-        for start in range(0, table.num_rows, _ROWS)
-    ]
+    ids = table.column("sample_id").to_pylist()
+    weights = _weights(table, ids)
+    chosen, rejected, sample = _item_rows(table, ids, tokens)
+    rejected, sample = _first_known(rejected, sample, max_rejected)
+    left = np.bincount(sample, minlength=len(ids))
+    kept = np.flatnonzero((chosen >= 0) & (left > 0))
+    unknown = int((chosen < 0).sum())
+    refused = {
+        "chosen item has no SCID in this codec": unknown,
+        "no rejected item has a SCID in this codec": len(ids) - len(kept) - unknown,
+    }
+    # Of each sample, its chosen item and then its rejected ones.
+    starts = np.concatenate([[0], np.cumsum(left[kept] + 1)])
+    rows = np.empty(starts[-1], dtype=np.int64)
+    first = np.zeros(len(rows), dtype=np.bool_)
+    first[starts[:-1]] = True
+    rows[first], rows[~first] = chosen[kept], rejected[(chosen >= 0)[sample]]
+    levels = tokens.codec.levels
+    spelled = tokens.answers(rows).reshape(-1).astype(np.int32)
     return Samples(
-        ids=[name for part in parts for name in part.ids],
-        prompts=Ragged.joined([part.prompts for part in parts]),
-        answers=Answers(Ragged.joined([part.answers.tokens for part in parts]), tokens.codec.levels),
-        weights=np.concatenate([np.empty(0), *(part.weights for part in parts)]),
-        refused=dict(refused),
+        ids=[ids[number] for number in kept.tolist()],
+        prompts=_prompts(table.column("history").take(pa.array(kept)), tokens),
+        answers=Answers(Ragged(spelled, starts * levels), levels),
+        weights=weights[kept],
+        refused={reason: count for reason, count in refused.items() if count},
     )
 
 
-def _encode(table: pa.Table, tokens: PromptTokens, max_rejected: int, refused: Counter[str]) -> Samples:
-    """``encode_samples`` of a few rows; counts into ``refused``."""
-    known = tokens.codec.items
-    ids: list[str] = []
-    histories: list[Sequence[str]] = []
-    answers: list[list[list[int]]] = []
-    weights: list[float] = []
-    for sample_id, history, chosen, rejected, weight in _rows(table):
-        if chosen in rejected:
-            raise BrokenSamples(
-                f"sample {sample_id} rejects the item {chosen} that it chose: build the dataset again"
-            )
-        if weight is None or not (math.isfinite(weight) and weight > 0):
-            raise BrokenSamples(
-                f"sample {sample_id} has weight {weight}, which is no positive number: "
-                "build the dataset again"
-            )
-        if chosen not in known:
-            refused["chosen item has no SCID in this codec"] += 1
-            continue
-        negatives = [item for item in rejected if item in known][:max_rejected]
-        if not negatives:
-            refused["no rejected item has a SCID in this codec"] += 1
-            continue
-        ids.append(sample_id)
-        histories.append(history)
-        answers.append([tokens.answer(item) for item in (chosen, *negatives)])
-        weights.append(weight)
-    return Samples.of(ids, prompts_ids(tokens, histories), answers, weights)
+def _item_rows(
+    table: pa.Table, ids: list[str], tokens: PromptTokens
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the codec, -1 where it has none: chosen [N]; rejected [M], and the sample of each."""
+    chosen, rejected = (table.column(name).combine_chunks() for name in ("chosen", "rejected"))
+    sample, items = pc.list_parent_indices(rejected), pc.list_flatten(rejected)
+    same = pc.equal(items, chosen.take(sample)).to_numpy(zero_copy_only=False)
+    if same.any():
+        place = int(np.flatnonzero(same)[0])
+        number = sample[place].as_py()
+        raise BrokenSamples(
+            f"sample {ids[number]} rejects the item {items[place]} that it chose: build the dataset again"
+        )
+    known = pa.array(tokens.codec.item_ids, pa.string())
+
+    def rows(names: pa.Array) -> NDArray[np.int64]:
+        found = pc.index_in(names.cast(pa.string()), value_set=known).fill_null(-1)
+        numbers: NDArray[np.int64] = found.to_numpy(zero_copy_only=False).astype(np.int64)
+        return numbers
+
+    return rows(chosen), rows(items), sample.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _rows(table: pa.Table) -> Iterator[tuple[str, Sequence[str], str, Sequence[str], float | None]]:
-    names = ("sample_id", "history", "chosen", "rejected")
-    columns = [table.column(name).to_pylist() for name in names]
-    weighted = "weight" in table.column_names
-    weights = table.column("weight").to_pylist() if weighted else [1.0] * table.num_rows
-    return zip(*columns, weights, strict=True)
+def _first_known(
+    rejected: NDArray[np.int64], sample: NDArray[np.int64], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Those that the codec knows, of each sample the first ``most``; and the sample of each."""
+    known = rejected >= 0
+    rejected, sample = rejected[known], sample[known]
+    place = np.arange(len(sample)) - np.searchsorted(sample, sample)
+    return rejected[place < most], sample[place < most]
+
+
+def _weights(table: pa.Table, ids: list[str]) -> NDArray[np.float64]:
+    """The column ``weight``, or ones."""
+    if "weight" not in table.column_names:
+        return np.ones(len(ids))
+    weights: NDArray[np.float64] = table.column("weight").to_numpy().astype(np.float64)
+    broken = np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))
+    if len(broken):
+        given = table.column("weight")[int(broken[0])].as_py()
+        raise BrokenSamples(
+            f"sample {ids[int(broken[0])]} has weight {given}, which is no positive number: "
+            "build the dataset again"
+        )
+    return weights
+
+
+def _prompts(histories: pa.ChunkedArray, tokens: PromptTokens) -> Ragged:
+    """The prompt of each history of item ids."""
+    starts = range(0, len(histories), _ROWS)
+    return Ragged.joined(
+        [Ragged.of(prompts_ids(tokens, histories.slice(start, _ROWS).to_pylist())) for start in starts]
+    )
