@@ -249,6 +249,12 @@ def test_a_stage_below_its_minimum_says_so(policies: Path, tmp_path: Path) -> No
     assert not (tmp_path / "policy").exists()
 
 
+def test_a_stage_without_an_item_of_the_codec_says_so(policies: Path, tmp_path: Path) -> None:
+    rows = [row | {"chosen": "unheard-of"} for row in preference_table(20).to_pylist()]
+    with pytest.raises(NotEnoughSamples, match=r"0 samples \(20 left out: chosen item has no SCID in this"):
+        run_stage(policies / "v1", pa.Table.from_pylist(rows), EASY, SETTINGS, a_run(tmp_path, policies))
+
+
 def test_a_loss_that_is_not_finite_is_an_error_and_writes_no_policy(policies: Path, tmp_path: Path) -> None:
     wild = EASY.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(TrainerError, match="lower the stage's learning_rate"):

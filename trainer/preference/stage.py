@@ -122,9 +122,10 @@ def run_stage(
     policy = Policy.load(start, device=run.device, policies=run.policies, codec=run.codec, trainable=True)
     samples = encode_samples(table, policy.tokens, settings.max_rejected)
     if len(samples) < stage.min_samples:
+        left_out = "".join(f" ({count} left out: {reason})" for reason, count in samples.refused.items())
         raise NotEnoughSamples(
-            f"stage {stage.name}: {len(samples)} samples, at least {stage.min_samples} are needed: wait for "
-            "more feedback, or lower min_samples"
+            f"stage {stage.name}: {len(samples)} samples{left_out}, at least {stage.min_samples} are needed: "
+            "wait for more feedback, or lower min_samples"
         )
     stop_samples = _stop_samples(stop_table, policy, settings)
     with _deterministic(run.seed):
