@@ -142,6 +142,11 @@ class PromptTokens:
         tokens: list[int] = self._item_tokens[row].tolist()
         return tokens
 
+    def answers(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``answer`` of many items, by their rows of the codec: int64 [n] -> [n, L]."""
+        tokens: NDArray[np.int64] = self._item_tokens[rows]
+        return tokens
+
     def known(self, history: Sequence[str]) -> list[str]:
         """The last 20 items of a history that the codec knows, oldest first."""
         return [self.codec.item_ids[row] for row in self.rows(history)]

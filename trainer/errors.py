@@ -13,3 +13,11 @@ class MissingText(TrainerError, BadInput):  # noqa: N818 - reads as what it is a
 
 class CannotTrain(TrainerError, BadInput):  # noqa: N818
     """There is nothing to train on: an empty catalogue, no history long enough, an unusable backbone."""
+
+
+class BrokenSamples(TrainerError, BadInput):  # noqa: N818
+    """A table of preference samples that cannot be: a choice rejected, a weight that is none."""
+
+
+class UnusableFile(TrainerError, BadInput):  # noqa: N818
+    """A file that cannot be read as what it should be, or not be written where it was asked for."""

@@ -13,11 +13,12 @@ import torch
 from policies.policy import Policy
 from policies.scoring import answer_log_probs, pack
 from tests.policies.factory import item_ids, write_tiny_policy
-from trainer.errors import TrainerError
+from trainer.errors import BrokenSamples, TrainerError
 from trainer.preference.samples import encode_samples
 from trainer.preference.stage import METRICS, NotEnoughSamples, StageRun, run_stage
 from trainer.settings import PreferenceSettings, StageSettings
 
+TRAJECTORY = Path(__file__).with_name("preference_trajectory.json")
 EASY = StageSettings(name="easy", data="easy", learning_rate=5e-3, epochs=3, min_samples=8)
 HARD = StageSettings(name="hard", data="hard", learning_rate=5e-3, epochs=2, min_samples=8, beta=0.5)
 SETTINGS = PreferenceSettings(stages=(EASY, HARD), batch_size=16, micro_batch=16, lora_rank=4, lora_alpha=8)
@@ -56,6 +57,9 @@ def chain(policies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_stage(policies / "v1", preference_table(120), EASY, SETTINGS, a_run(out / "easy", policies))
     run_stage(out / "easy" / "policy", preference_table(90, 1), HARD, SETTINGS, a_run(out / "hard", policies))
     return out
+
+
+FEW = EASY.model_copy(update={"epochs": 1})
 
 
 def a_run(out: Path, policies: Path, **changes: object) -> StageRun:
@@ -158,6 +162,24 @@ def test_references_on_disk_are_used_and_belong_to_one_policy(
     assert hard_file.name != file.name
 
 
+def test_references_of_another_policy_under_this_ones_name_are_computed_again(
+    chain: Path, policies: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder put together by hand, or a file cut short: never used, whatever its name says."""
+    import shutil
+
+    (right,), (wrong,) = ((chain / stage).glob("references-*") for stage in ("easy", "hard"))
+    for content in (wrong.read_bytes(), right.read_bytes()[:-100]):
+        out = tmp_path / str(len(content))
+        out.mkdir()
+        (out / right.name).write_bytes(content)
+        run_stage(policies / "v1", preference_table(120), FEW, SETTINGS, a_run(out, policies))
+        assert (out / right.name).read_bytes() == right.read_bytes()
+        shutil.rmtree(out)
+    assert "belong_to_another_policy=true" in caplog.text
+    assert "damaged=" in caplog.text
+
+
 def test_micro_batches_change_no_result(chain: Path, policies: Path, tmp_path: Path) -> None:
     small = SETTINGS.model_copy(update={"micro_batch": 5})
     run_stage(policies / "v1", preference_table(120), EASY, small, a_run(tmp_path, policies))
@@ -217,7 +239,7 @@ def test_items_without_a_scid_are_left_out_and_counted(policies: Path) -> None:
 def test_a_sample_that_rejects_its_chosen_item_is_an_error(policies: Path, tmp_path: Path) -> None:
     rows = preference_table(20).to_pylist()
     rows[4]["rejected"].append(rows[4]["chosen"])
-    with pytest.raises(TrainerError, match="s0004 rejects the item"):
+    with pytest.raises(BrokenSamples, match="s0004 rejects the item"):
         run_stage(policies / "v1", pa.Table.from_pylist(rows), EASY, SETTINGS, a_run(tmp_path, policies))
 
 
@@ -227,11 +249,84 @@ def test_a_stage_below_its_minimum_says_so(policies: Path, tmp_path: Path) -> No
     assert not (tmp_path / "policy").exists()
 
 
+def test_a_stage_without_an_item_of_the_codec_says_so(policies: Path, tmp_path: Path) -> None:
+    rows = [row | {"chosen": "unheard-of"} for row in preference_table(20).to_pylist()]
+    with pytest.raises(NotEnoughSamples, match=r"0 samples \(20 left out: chosen item has no SCID in this"):
+        run_stage(policies / "v1", pa.Table.from_pylist(rows), EASY, SETTINGS, a_run(tmp_path, policies))
+
+
 def test_a_loss_that_is_not_finite_is_an_error_and_writes_no_policy(policies: Path, tmp_path: Path) -> None:
     wild = EASY.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(TrainerError, match="lower the stage's learning_rate"):
         run_stage(policies / "v1", preference_table(60), wild, SETTINGS, a_run(tmp_path, policies))
     assert not (tmp_path / "policy").exists()
+
+
+class Killed(Exception):  # noqa: N818
+    """Stands for whatever ends a process."""
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_a_stage_goes_on_from_where_it_was_interrupted(
+    patience: int, chain: Path, policies: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"checkpoint_every": 5, "patience": patience})
+    stop = preference_table(10, 3) if patience else None
+
+    def run(out: Path, observe: object = None) -> None:
+        given = a_run(out, policies, observe=observe)
+        run_stage(policies / "v1", preference_table(120), EASY, settings, given, stop_table=stop)
+
+    steps: list[int] = []
+
+    def killed_at(limit: int) -> object:
+        def observe(done: int, total: int) -> None:
+            steps.append(done)
+            if done == limit:
+                raise Killed
+
+        return observe
+
+    for limit in (3, 13):
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", killed_at(limit))
+    run(tmp_path / "killed", killed_at(-1))
+    # From the start (step 3 left no checkpoint), then from step 10, twice.
+    assert steps == [*range(1, 4), *range(1, 14), *range(11, 25)]
+    if patience:
+        run(tmp_path / "whole")
+    whole = tmp_path / "whole" if patience else chain / "easy"
+    weights = "policy/adapter/adapter_model.safetensors"
+    for name in (METRICS, weights):
+        assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "killed" / "checkpoint").exists()
+
+
+def test_a_checkpoint_of_another_stage_is_not_continued(policies: Path, tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        raise Killed
+
+    often = SETTINGS.model_copy(update={"checkpoint_every": 1})
+    other = FEW.model_copy(update={"beta": 0.5})
+    with pytest.raises(Killed):
+        run_stage(
+            policies / "v1", preference_table(60), other, often, a_run(tmp_path, policies, observe=kill)
+        )
+    result = run_stage(policies / "v1", preference_table(60), FEW, often, a_run(tmp_path, policies))
+    assert [row["step"] for row in metrics_of(tmp_path)] == list(range(1, result.steps + 1)) == [1, 2, 3, 4]
+
+
+def test_the_trajectory_of_a_pinned_run_is_the_one_on_file(chain: Path) -> None:
+    """What any change of the arithmetic would move: losses, gradient norms and rewards of 24 steps.
+
+    Written by ``json.dumps(metrics_of(chain / "easy"))``. Other CPUs round other sums, and 24 steps of AdamW
+    carry that on: a relative 1e-3 is a tenth of what one sample more or less in a batch makes.
+    """
+    pinned = json.loads(TRAJECTORY.read_text())
+    found = metrics_of(chain / "easy")
+    assert len(found) == len(pinned) == 24
+    for mine, wanted in zip(found, pinned, strict=True):
+        assert mine == pytest.approx(wanted, rel=1e-3, abs=2e-3)
 
 
 @pytest.mark.slow

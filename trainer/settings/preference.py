@@ -16,8 +16,16 @@ class StageSettings(BaseModel):
     """Names the stage in metrics, messages and directories."""
     data: Literal["easy", "hard"]
     """Rejected responses: ``easy`` = disliked items, ``hard`` = neutral ones."""
+    loss: Literal["softmax", "dpo", "ipo"] = "softmax"
+    """What a sample's loss is (trainer/preference/loss.py): ``softmax``, all rejected at once (the paper's);
+    ``dpo`` and ``ipo``, the mean over its pairs."""
     beta: Positive = 1.0
-    """Softmax-DPO's inverse temperature (the published code: 1)."""
+    """Inverse temperature of ``softmax`` and ``dpo`` (the published code: 1; TRL: 0.1), tau of ``ipo``."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    """Share of preferences taken to be wrong; not for ``ipo``."""
+    smoothing: Literal["conservative", "robust"] = "conservative"
+    """What label smoothing does: ``conservative`` mixes in the flipped loss (cDPO), ``robust`` takes its
+    expectation out, so that the loss is unbiased under such noise (rDPO; TRL's loss type ``robust``)."""
     learning_rate: Positive | None = None
     """AdamW's peak rate; none: 1e-5 (the published code, 7B parameters) from 100 million parameters on, 1e-3
     for smaller models."""
@@ -28,9 +36,15 @@ class StageSettings(BaseModel):
     min_samples: Count = 32
     """Samples below which the stage is skipped, with a message."""
 
+    @model_validator(mode="after")
+    def _smoothing_has_a_loss(self) -> Self:
+        if self.loss == "ipo" and self.label_smoothing:
+            raise ValueError("label_smoothing is not defined for the loss ipo; set it to 0, or take dpo")
+        return self
+
 
 class PreferenceSettings(BaseModel):
-    """Progressive Softmax-DPO: the stages in order, and what they share."""
+    """Progressive preference training: the stages in order, and what they share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,7 +58,8 @@ class PreferenceSettings(BaseModel):
     batch_size: Count = 64
     """Samples an optimizer step learns from, over all devices (the published code: 256)."""
     micro_batch: Count = 64
-    """Samples that go through the model at once; less of it needs less memory and changes no result."""
+    """Samples that go through the model at once; less of it needs less memory and changes no result. Where
+    memory runs out it is halved, with a message."""
     warmup: Share = 0.05
     """Share of the steps over which the learning rate rises (the published code: 5%); then a cosine to 0."""
     gradient_norm: Positive = 0.3
@@ -59,6 +74,10 @@ class PreferenceSettings(BaseModel):
     """Dropout in front of the LoRA matrices; 0 keeps the first step's policy equal to its reference."""
     lora_targets: str | tuple[str, ...] = "all-linear"
     """Modules that get LoRA matrices, as peft names them."""
+    gradient_checkpointing: bool = False
+    """Compute activations a second time instead of keeping them: a third slower, less memory, same result."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 0
+    """Steps after which an interrupted stage's state is kept, to go on from; 0: every epoch."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a lower loss on the stop users after which a stage ends, at its best weights; 0: off."""
 
