@@ -1,11 +1,12 @@
 """Grades of rejected items: how much of the chosen item's SCID they share, and which of a grade are taken.
 
-By prefix a rejected item's grade is the number of *leading* codes it shares with the chosen one: none is easy,
-one medium, two or more hard; all of them would be the chosen item itself, which is no rejected item. A code that
-agrees behind one that differs counts for nothing: level-k codebooks hold what the codes before them left over.
+By prefix a rejected item's grade is the number of *leading* codes it shares with the chosen one: none is
+easy, one medium, two or more hard; all of them would be the chosen item itself, which is no rejected item.
+A code that agrees behind one that differs counts for nothing: level-k codebooks hold what the codes before
+them left over.
 
-By similarity it is the cosine of the two items' code vectors, an item's being the sum of its codes' codebook
-vectors (what the quantizer decodes an SCID to).
+By similarity it is the cosine of the two items' code vectors, an item's being the sum of its codes'
+codebook vectors (what the quantizer decodes an SCID to).
 
 Everything here is arrays of codec rows: N chosen items with K candidates each, -1 where there is none.
 """

@@ -1,8 +1,8 @@
 """Guards: did a stage do harm? The same held-out cases before and after it, and bounds on what may be lost.
 
-What goes wrong in published preference training is measured here: Recall@50 falls while Recall@1 rises, lists
-shrink to fewer and more popular items, and the held-out answers lose probability together with the rejected ones
-that resemble them (likelihood displacement). A stage that breaks a bound is not built upon.
+What goes wrong in published preference training is measured here: Recall@50 falls while Recall@1 rises,
+lists shrink to fewer and more popular items, and the held-out answers lose probability together with the
+rejected ones that resemble them (likelihood displacement). A stage that breaks a bound is not built upon.
 
 ``measure_guards`` is figures of one policy, ``broken`` compares two and says in sentences what is broken.
 """

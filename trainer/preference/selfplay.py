@@ -1,13 +1,13 @@
 """Self-play: the policy recommends on training histories, and what it put beside the target becomes a stage.
 
 One target of one user gives one sample a grade: history = the items in front of it, chosen = the target,
-rejected = the policy's own candidates of that grade (``grading``). Targets come from training histories alone:
-the last ``leave_out`` items of a user are read by nothing here, neither as target nor to spare an item from
-being rejected, for that would tell the policy what is to be found.
+rejected = the policy's own candidates of that grade (``grading``). Targets come from training histories
+alone: the last ``leave_out`` items of a user are read by nothing here, neither as target nor to spare an
+item from being rejected, for that would tell the policy what is to be found.
 
-Candidates are drawn in parts that lie on disk as they are made, so a killed run goes on where it was; a part
-depends on nothing but policy, targets, settings and seed, so it ends as an uninterrupted one would have. A
-finished run is a folder named by all that determines it::
+Candidates are drawn in parts that lie on disk as they are made, so a killed run goes on where it was; a
+part depends on nothing but policy, targets, settings and seed, so it ends as an uninterrupted one would
+have. A finished run is a folder named by all that determines it::
 
     manifest.json       policy, settings, seed, counts, what was refused and why
     sp-easy.parquet     sp-medium.parquet     sp-hard.parquet
@@ -19,7 +19,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +124,8 @@ class SelfPlay:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadInput(
-                f"{path} holds no finished self-play ({' '.join(str(error).split())}): run `align3gr selfplay`"
+                f"{path} holds no finished self-play ({' '.join(str(error).split())}): run "
+                "`align3gr selfplay`"
             ) from error
         return cls(path, manifest)
 
@@ -158,8 +159,8 @@ def play(
     targets = targets_of(policy, histories, settings, leave_out=leave_out)
     if not len(targets):
         raise NothingToPlay(
-            f"no history holds a target to play: besides the last {leave_out} items of a user, which are left "
-            f"out, it needs two that have an SCID ({_words(targets.refused)})"
+            f"no history holds a target to play: besides the last {leave_out} items of a user, which are "
+            f"left out, it needs two that have an SCID ({_words(targets.refused)})"
         )
     grader = Grader.of(policy.codec, policy.trie, settings)
     facts = {
@@ -225,10 +226,14 @@ def targets_of(
                 refused["no item in front of the target has an SCID"] += 1
             else:
                 rows.append((user, place, tuple(known), chosen, seen))
-    users, places, before_, chosen_, seen_ = (list(column) for column in zip(*rows, strict=True)) if rows else (
-        [] for _ in range(5)
-    )  # fmt: skip
-    return Targets(users, places, before_, chosen_, seen_, dict(refused))
+    return Targets(
+        [row[0] for row in rows],
+        [row[1] for row in rows],
+        [row[2] for row in rows],
+        [row[3] for row in rows],
+        [row[4] for row in rows],
+        dict(refused),
+    )
 
 
 def policy_hash(policy: Policy) -> str:
