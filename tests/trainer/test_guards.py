@@ -43,13 +43,9 @@ def test_each_bound_is_tripped_by_its_own_figure_alone(changed: dict[str, float]
 
 
 def test_what_stays_within_the_bounds_breaks_none() -> None:
-    worse = replace(
-        BEFORE, ndcg=0.049, recall=0.196, coverage=0.38, popularity=0.82, chosen_log_prob=-6.5
-    )
+    worse = replace(BEFORE, ndcg=0.049, recall=0.196, coverage=0.38, popularity=0.82, chosen_log_prob=-6.5)
     assert broken(BEFORE, worse, BOUNDS) == []
-    better = replace(
-        BEFORE, ndcg=0.9, recall=0.9, coverage=0.9, popularity=0.1, chosen_log_prob=-1.0
-    )
+    better = replace(BEFORE, ndcg=0.9, recall=0.9, coverage=0.9, popularity=0.1, chosen_log_prob=-1.0)
     assert broken(BEFORE, better, BOUNDS) == []
 
 
@@ -68,9 +64,7 @@ def test_a_policy_that_forgot_everything_is_seen(tmp_path: Path) -> None:
     """The real figures of a real policy and of one whose every answer is the same."""
     policy, cases = _policy(tmp_path / "v1"), _cases()
     wanted = policy.recommend([_user(case) for case in cases], 1)
-    known = [
-        replace(case, target=listed[0].item_id) for case, listed in zip(cases, wanted, strict=True)
-    ]
+    known = [replace(case, target=listed[0].item_id) for case, listed in zip(cases, wanted, strict=True)]
     before = measure_guards(policy, known)
     assert before.ndcg == 1.0
     with torch.no_grad():

@@ -131,7 +131,7 @@ def test_similarity_grades_by_the_cosine_of_code_vectors(tmp_path: Path) -> None
 
 
 def test_similarity_is_refused_where_the_codec_has_no_vectors() -> None:
-    with pytest.raises(NoCodeVectors, match="set trainer.curriculum.selfplay.grading to prefix"):
+    with pytest.raises(NoCodeVectors, match=r"set trainer\.curriculum.selfplay.grading to prefix"):
         grader(tiny_codec(20), grading="similarity")
 
 
@@ -193,9 +193,7 @@ def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(
                 raise KeyboardInterrupt
 
         try:
-            data = play(
-                policy, given, wanted, out, seed=3, leave_out=2, clock=lambda: NOW, progress=progress
-            )
+            data = play(policy, given, wanted, out, seed=3, leave_out=2, clock=lambda: NOW, progress=progress)
         except KeyboardInterrupt:
             return None, told
         return data, told
@@ -244,7 +242,7 @@ def test_a_stage_learns_from_a_self_play_table(policy: Policy, tmp_path: Path) -
 def test_nothing_to_play_and_nothing_played_are_one_line(policy: Policy, tmp_path: Path) -> None:
     with pytest.raises(NothingToPlay, match="it needs two that have an SCID"):
         played(policy, tmp_path, {"u": ["item-000", "item-001", "item-002"]})
+    data = played(policy, tmp_path, histories(12))
+    (data.path / "sp-easy.parquet").write_bytes(b"torn")
     with pytest.raises(TrainerError, match="remove the folder and play again"):
-        data = played(policy, tmp_path, histories(12))
-        (data.path / "sp-easy.parquet").write_bytes(b"torn")
         data.stage("sp-easy")
