@@ -23,6 +23,7 @@ one object [rows: name, figures, against sft and sft-more: metric -> [share, low
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import shutil
@@ -65,18 +66,11 @@ def main(line: Sequence[str] | None = None) -> None:
     wanted = arguments(line)
     torch.set_num_threads(wanted.threads)
     keep = wanted.keep or Path(tempfile.mkdtemp())
-    base = keep / "policies" / "base"
-    if not base.exists():
-        base.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(wanted.policy, base)
-    version = json.loads((base / "policy.json").read_text())["version"]
-    if version != "base":  # adapters find their base by its version
-        base.rename(base.with_name(version))
-        base.symlink_to(version)
+    base = kept_policy(wanted.policy, keep)
     trainer = settings_from(wanted)
     found: dict[str, list[Measured]] = {}
     for seed in range(wanted.seeds):
-        for name, measured in one_seed(Bench(wanted, trainer, seed, keep), wanted.rows):
+        for name, measured in one_seed(Bench(wanted, trainer, seed, base), wanted.rows):
             found.setdefault(name, []).append(measured)
             brief(name, seed, measured, found["sft"][0])
     rows = [row_of(name, found) for name in (*ROWS, *NOT_RUN) if name in found or name in NOT_RUN]
@@ -98,6 +92,24 @@ def main(line: Sequence[str] | None = None) -> None:
         wanted.record.write_text(json.dumps(origin | {"result": facts}, indent=1) + "\n")
     if wanted.json:
         print(json.dumps(facts))
+
+
+def kept_policy(policy: Path, keep: Path) -> Path:
+    """A copy of the policy under ``keep``, in a folder named by its content and its version: adapters
+    find their base by that, and runs of another policy lie elsewhere."""
+    manifest = (policy / "policy.json").read_bytes()
+    base = keep / manifest_key(manifest) / "policies" / json.loads(manifest)["version"]
+    if not base.is_dir():
+        staging = base.with_name(".copying")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(policy, staging)
+        staging.rename(base)
+    return base
+
+
+def manifest_key(manifest: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(manifest).hexdigest()[:10]
 
 
 def one_seed(bench: Bench, rows: Sequence[str]) -> Any:

@@ -44,14 +44,17 @@ class Measured:
 class Bench:
     """The folder's cases and one seed's stages, everything kept by name in ``keep``."""
 
-    def __init__(self, wanted: argparse.Namespace, trainer: TrainerSettings, seed: int, keep: Path) -> None:
+    def __init__(self, wanted: argparse.Namespace, trainer: TrainerSettings, seed: int, base: Path) -> None:
+        """``base``: the policy, in a folder of bases; what is made of it lies beside that folder."""
         self.wanted, self.trainer, self.seed = wanted, trainer, seed
         self.curriculum = trainer.curriculum
         key = [trainer.preference.model_dump_json(), self.curriculum.model_dump_json()]
         key += [wanted.folder.resolve().name, str(wanted.train_users), str(seed)]
-        self.work = keep / f"seed{seed}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]}"
+        self.base = base
+        self.work = (
+            base.parent.parent / f"seed{seed}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]}"
+        )
         self.work.mkdir(parents=True, exist_ok=True)
-        self.base = keep / "policies" / "base"
         self.stages = [stage for stage in self.curriculum.stages if stage.data.startswith("sp-")]
 
     @cached_property
