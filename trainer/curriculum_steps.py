@@ -68,7 +68,7 @@ class CurriculumSteps(RoundSteps):
         self._step("start", self._start)
         started = self.state.steps["start"]["version"]
         self.state = self.workplace.rounds.write(replace(self.state, parent=started))
-        if any(_from_feedback(stage) for stage in self._stages):
+        if any(stage.feedback for stage in self._stages):
             self._step("dataset", self._dataset)
         for stage in self._stages:
             self._step(stage.name, partial(self._stage, stage))
@@ -164,19 +164,22 @@ class CurriculumSteps(RoundSteps):
 
     def _data(self, stage: StageSettings) -> _StageData:
         """The stage's samples. Raises _NoData, NothingToPlay."""
-        if stage.data in ("easy", "hard"):
+        if stage.selfplay is None:
+            assert stage.feedback is not None
             facts = self.state.steps["dataset"]
             if "skipped" in facts:
                 raise _NoData(facts["skipped"])
             dataset = self._built()
-            stop = dataset.stage(stage.data, "stop") if self._stop_share() else None
-            return _StageData(dataset.stage(stage.data, "train"), stop, {"dataset_id": dataset.dataset_id})
+            stop = dataset.stage(stage.feedback, "stop") if self._stop_share() else None
+            return _StageData(
+                dataset.stage(stage.feedback, "train"), stop, {"dataset_id": dataset.dataset_id}
+            )
         played = self._play(stage.name)
-        whole = played.stage(stage.data)
+        whole = played.stage(stage.selfplay)
         return _StageData(
             _of_role(whole, "train", *self._shares()),
             _of_role(whole, "stop", *self._shares()) if self._stop_share() else None,
-            {"selfplay": {"id": played.selfplay_id, **played.manifest["stages"][stage.data]}},
+            {"selfplay": {"id": played.selfplay_id, **played.manifest["stages"][stage.selfplay]}},
         )
 
     def _play(self, stage: str) -> SelfPlay:
@@ -234,7 +237,7 @@ class CurriculumSteps(RoundSteps):
     def _cases(self, stage: StageSettings) -> tuple[str, list[RankingCase]]:
         """Gate users' likes for a feedback stage where there are enough, else the items left out."""
         bounds = self.workplace.trainer.preference.guards
-        if _from_feedback(stage) and (cases := guard_cases(self._gate_cases, bounds)):
+        if stage.feedback and (cases := guard_cases(self._gate_cases, bounds)):
             return "gate users", cases
         if self.settings.leave_out < GUARDED_ITEM:
             return "left out", []
@@ -318,10 +321,6 @@ class CurriculumSteps(RoundSteps):
             shutil.rmtree(self.directory / stage.name / "policy", ignore_errors=True)
         log.info("curriculum end id=%s version=%s %s", self.state.round_id, facts["version"], message)
         return self.state
-
-
-def _from_feedback(stage: StageSettings) -> bool:
-    return stage.data in ("easy", "hard")
 
 
 def _of_role(table: pa.Table, role: str, gate_share: float, stop_share: float) -> pa.Table:

@@ -86,7 +86,7 @@ def _newest(rounds: RoundsTable) -> RoundState:
 
 def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> RoundState:
     """Pin what the round depends on and give it its number."""
-    played = [stage.name for stage in workplace.trainer.preference.stages if stage.data.startswith("sp-")]
+    played = [stage.name for stage in workplace.trainer.preference.stages if stage.selfplay]
     if played:
         raise NoRoundOfSelfPlay(
             f"stage {played[0]} plays against itself, and a round learns from feedback: move it from "

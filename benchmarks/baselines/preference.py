@@ -20,7 +20,7 @@ import pyarrow as pa
 from policies.policy import Policy, UserContext
 from policies.settings import DecodingSettings
 from trainer.metrics import Floats, IntArray, ListShape, Places, per_case
-from trainer.preference.selfplay import STAGES, SelfPlay, SelfPlayStage, play
+from trainer.preference.selfplay import STAGES, SelfPlay, play
 from trainer.preference.stage import StageRun, run_stage
 from trainer.settings import StageSettings, TrainerSettings
 
@@ -55,7 +55,7 @@ class Bench:
             base.parent.parent / f"seed{seed}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]}"
         )
         self.work.mkdir(parents=True, exist_ok=True)
-        self.stages = [stage for stage in self.curriculum.stages if stage.data.startswith("sp-")]
+        self.stages = [stage for stage in self.curriculum.stages if stage.selfplay]
 
     @cached_property
     def histories(self) -> dict[str, list[str]]:
@@ -125,14 +125,14 @@ class Bench:
         for stage in self.stages:
             name = f"once-{stage.name}" if once else stage.name
             drawn = self.played(self.base if once else policy)
-            policy = self.learn(name, policy, drawn.stage(_grade(stage)), stage)
+            policy = self.learn(name, policy, drawn.stage(stage.data), stage)
             found[stage.name] = policy
         return found
 
     def flat(self, name: str) -> Path:
         """A row of one stage with as many samples, hence steps, as the whole chain."""
         drawn = self.played(self.base)
-        table = _joined([drawn.stage(_grade(stage)) for stage in self.stages])
+        table = _joined([drawn.stage(stage.data) for stage in self.stages])
         stage = self.stages[0].model_copy(update={"name": name})
         if name == "sft-more":  # the anchor alone: DPO's gradient is proportional to beta
             stage = stage.model_copy(update={"beta": 1e-9, "anchor": 1.0})
@@ -207,10 +207,6 @@ class Bench:
 def say(line: str) -> None:
     """Rows for people go to standard error."""
     print(line, file=sys.stderr, flush=True)
-
-
-def _grade(stage: StageSettings) -> SelfPlayStage:
-    return STAGES[STAGES.index(stage.data)]  # type: ignore[arg-type]
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:

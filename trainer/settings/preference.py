@@ -34,6 +34,16 @@ class StageSettings(BaseModel):
     min_samples: Count = 32
     """Samples below which the stage is skipped, with a message."""
 
+    @property
+    def feedback(self) -> Literal["easy", "hard"] | None:
+        """The table of a preference dataset it learns from; none: it plays against itself."""
+        return self.data if self.data == "easy" or self.data == "hard" else None
+
+    @property
+    def selfplay(self) -> Literal["sp-easy", "sp-medium", "sp-hard"] | None:
+        """The table of self-play it learns from; none: it learns from feedback."""
+        return None if self.data == "easy" or self.data == "hard" else self.data
+
 
 class PreferenceSettings(BaseModel):
     """Progressive Softmax-DPO: the stages in order, and what they share."""
