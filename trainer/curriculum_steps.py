@@ -93,9 +93,10 @@ class CurriculumSteps(RoundSteps):
             who=self.who,
             clock=workplace.clock,
             device=self.state.device,
-            leave_out=self.settings.leave_out,
+            leave_out=self.settings.leave_out + self.settings.fresh,
             progress=progress,
         )
+        assert done is not None  # alone, this process leads
         return {"version": done.version, "made": "sft", "sft": done.report.as_dict()}
 
     def _forewarned(self, version: str) -> dict[str, Any]:

@@ -207,10 +207,11 @@ def test_candidates_can_be_drawn_once(home: Path) -> None:
 
 def test_without_a_policy_the_chain_begins_with_sft(home: Path) -> None:
     tiny_codec(ITEMS).save(home / "codec")
-    state = start_curriculum(place(home, stages=stages(sp_easy={"epochs": 1})[:1]), who="test")
+    wanted = place(home, stages=stages(sp_easy={"epochs": 1})[:1], fresh=1)
+    state = start_curriculum(wanted, who="test")
     assert state.steps["start"]["made"] == "sft"
     assert (state.parent, state.steps["register"]["version"]) == ("v2", "v3")
-    assert Registry(home).show("v2")["lineage"]["leave_out"] == 2
+    assert Registry(home).show("v2")["lineage"]["leave_out"] == 3  # one more than self-play
     assert Registry(home).show("v3")["lineage"]["parent"] == "v2"
 
 
