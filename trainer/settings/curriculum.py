@@ -61,8 +61,8 @@ class CurriculumSettings(BaseModel):
         StageSettings(name="hard", data="hard"),
     )
     """In the order they run, any number of them, data named twice if wanted. Self-play's rate is small: on
-    Beauty (3.3 million parameters) 24 steps at 1e-3 cost 5% of NDCG@10, three tenths of that way nothing. A 7B
-    model wants the published 1e-5 at most."""
+    Beauty (3.3 million parameters) 24 steps at 1e-3 cost 5% of NDCG@10, three tenths of that way nothing. A
+    model of 7B wants the published 1e-5 at most."""
     selfplay: SelfPlaySettings = SelfPlaySettings()
     """How candidates are drawn and graded."""
     draw: Literal["stage", "once"] = "stage"
