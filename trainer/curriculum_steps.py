@@ -100,13 +100,19 @@ class CurriculumSteps(RoundSteps):
         return {"version": done.version, "made": "sft", "sft": done.report.as_dict()}
 
     def _forewarned(self, version: str) -> dict[str, Any]:
-        """Said where the policy learned from the items that guards look for."""
+        """Said where the policy knows the items that guards look for, or self-play's targets."""
         left_out = read_manifest(self.workplace.registry.path(version)).lineage.get("leave_out")
-        if left_out is None or left_out >= GUARDED_ITEM:
+        known = []
+        if left_out is not None and left_out < GUARDED_ITEM:
+            known.append("the items that the guards look for (their figures flatter it)")
+        played = any(stage.selfplay for stage in self._stages)
+        if left_out is not None and played and left_out <= self.settings.leave_out:
+            known.append("self-play's targets by heart (to learn them again did harm where it was measured)")
+        if not known:
             return {}
         why = (
-            f"{version} was trained with --leave-out {left_out}, so it knows the items that the guards look "
-            f"for: their figures flatter it (train it with --leave-out {GUARDED_ITEM})"
+            f"{version} was trained with --leave-out {left_out}, so it knows {' and '.join(known)}: better "
+            f"start from one trained with --leave-out {self.settings.leave_out + max(self.settings.fresh, 1)}"
         )
         log.warning("curriculum id=%s cause=%s", self.state.round_id, why)
         return {"warning": why}

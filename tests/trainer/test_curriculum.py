@@ -220,7 +220,10 @@ def test_a_policy_that_knows_the_guarded_items_is_said_to(home: Path) -> None:
     facts = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**facts, "lineage": {"leave_out": 0}}))
     state = start_curriculum(place(home, stages=stages(sp_easy={"epochs": 1})[:1]), start="v1", who="test")
-    assert "it knows the items that the guards look for" in state.steps["start"]["warning"]
+    said = state.steps["start"]["warning"]
+    assert "v1 was trained with --leave-out 0, so it knows the items that the guards look for" in said
+    assert "self-play's targets by heart" in said
+    assert said.endswith("--leave-out 3")
 
 
 def test_a_round_refuses_a_self_play_stage_in_one_line(home: Path) -> None:
