@@ -65,8 +65,10 @@ class RoundState:
 class RoundsTable:
     """All rounds of a home directory. Writers hold the lease; readers need nothing."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, prefix: str = "r") -> None:
+        """``prefix``: what the ids begin with, one letter."""
         self.directory = directory
+        self._prefix = prefix
 
     def path(self, round_id: str) -> Path:
         """The round's directory."""
@@ -83,7 +85,7 @@ class RoundsTable:
             shutil.rmtree(torn)
         while True:
             number += 1
-            numbered = first(f"r{number:04d}", number)
+            numbered = first(f"{self._prefix}{number:04d}", number)
             staging = Path(tempfile.mkdtemp(prefix=".new-", dir=self.directory))
             write_json(staging / _STATE, asdict(numbered))
             try:
@@ -145,7 +147,11 @@ class RoundsTable:
     def _directories(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
-        return [path for path in self.directory.iterdir() if path.name[:1] == "r" and path.name[1:].isdigit()]
+        return [
+            path
+            for path in self.directory.iterdir()
+            if path.name[:1] == self._prefix and path.name[1:].isdigit()
+        ]
 
 
 def ended(

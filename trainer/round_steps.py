@@ -118,6 +118,7 @@ class RoundSteps:
 
     def _stage(self, stage: StageSettings) -> dict[str, Any]:
         """One preference stage, from its start; skipped when it has too few samples."""
+        assert stage.feedback is not None  # a round with self-play stages is refused before it begins
         workplace, out = self.workplace, self.directory / stage.name
         if workplace.ranks.leads:
             shutil.rmtree(out / "policy", ignore_errors=True)
@@ -126,7 +127,7 @@ class RoundSteps:
         try:
             result = run_stage(
                 self._policy_before(stage.name),
-                dataset.stage(stage.data, "train"),
+                dataset.stage(stage.feedback, "train"),
                 stage,
                 workplace.trainer.preference,
                 StageRun(
@@ -139,7 +140,7 @@ class RoundSteps:
                     ranks=workplace.ranks,
                     observe=partial(self._observe, stage.name),
                 ),
-                stop_table=dataset.stage(stage.data, "stop") if self._stop_share() else None,
+                stop_table=dataset.stage(stage.feedback, "stop") if self._stop_share() else None,
                 popularity=self._read(_POPULAR),
                 lineage={"parent": self.state.parent, "dataset_id": dataset.dataset_id},
             )

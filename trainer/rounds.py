@@ -33,6 +33,10 @@ class NothingToImprove(TrainerError, BadInput):  # noqa: N818 - reads as what it
     """No policy is the reference yet, so there is none to continue from."""
 
 
+class NoRoundOfSelfPlay(TrainerError, BadInput):  # noqa: N818
+    """A self-play stage among the stages of rounds."""
+
+
 class RoundIsOver(TrainerError, BadInput):  # noqa: N818
     """The round to resume has ended."""
 
@@ -82,17 +86,23 @@ def _newest(rounds: RoundsTable) -> RoundState:
 
 def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> RoundState:
     """Pin what the round depends on and give it its number."""
+    played = [stage.name for stage in workplace.trainer.preference.stages if stage.selfplay]
+    if played:
+        raise NoRoundOfSelfPlay(
+            f"stage {played[0]} plays against itself, and a round learns from feedback: move it from "
+            "trainer.preference.stages to trainer.curriculum.stages and run `align3gr curriculum`"
+        )
     parent = workplace.ledger.reference()
     if parent is None:
         raise NothingToImprove(
             "no policy is the reference yet: make a base policy with `align3gr sft`, then "
             "`align3gr policy promote` it"
         )
-    _require_whole(workplace.registry.path(parent))
+    require_whole(workplace.registry.path(parent))
     wanted = workplace.trainer.round
     snapshot = workplace.log().snapshot()
     feedback = workplace.count_feedback(snapshot.files)
-    place = _device(device or wanted.device)
+    place = place_for(device or wanted.device)
     state = workplace.rounds.create(
         lambda round_id, number: RoundState(
             round_id=round_id,
@@ -111,14 +121,15 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
     return state
 
 
-def _require_whole(policy: Path) -> None:
+def require_whole(policy: Path) -> None:
     """A damaged parent, or base of it, is refused before a dataset is built. Raises PolicyRefused."""
     base = base_directory(policy, verify(policy))
     if base != policy:
         verify(base)
 
 
-def _device(wanted: str) -> str:
+def place_for(wanted: str) -> str:
+    """The torch device of ``wanted`` (auto, cpu, cuda, cuda:N). Raises BadInput for a GPU that is missing."""
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():

@@ -12,7 +12,7 @@ from features.catalogue import Catalogue
 from features.duck import connect
 from features.histories import histories
 from features.levels import Level
-from features.log import FeedbackLog, LogMissing
+from features.log import FeedbackLog, LogMissing, LogSnapshot
 from features.settings import FeatureSettings
 
 from .errors import CannotTrain
@@ -68,6 +68,18 @@ def read_training_input(
         snapshot.version,
         snapshot.watermark,
     )
+
+
+def training_histories(
+    snapshot: LogSnapshot, settings: FeatureSettings, user_ids: Sequence[str] | None = None
+) -> dict[str, list[str]]:
+    """User -> what they engaged with and do not dislike at ``snapshot``, oldest first; by user id."""
+    if not snapshot.files:
+        return {}
+    with connect(settings) as con:
+        found = histories(con, snapshot, settings, user_ids=user_ids)
+    columns = (found.column(name).to_pylist() for name in ("user_id", "item_ids", "levels"))
+    return {user: without_disliked(items, marks) for user, items, marks in zip(*columns, strict=True)}
 
 
 def without_disliked(items: Sequence[str], levels: Sequence[int | None]) -> list[str]:

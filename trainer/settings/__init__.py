@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from .curriculum import CurriculumSettings, SelfPlaySettings
+from .guards import GuardSettings
 from .preference import PreferenceSettings, StageSettings
 from .rounds import RoundSettings, ScheduleSettings
 from .sft import LoraSettings, SasRecSettings, SftSettings, TaskSettings
@@ -10,11 +12,14 @@ from .tokenization import AlignmentSettings, CollaborativeSettings, Tokenization
 __all__ = [
     "AlignmentSettings",
     "CollaborativeSettings",
+    "CurriculumSettings",
+    "GuardSettings",
     "LoraSettings",
     "PreferenceSettings",
     "RoundSettings",
     "SasRecSettings",
     "ScheduleSettings",
+    "SelfPlaySettings",
     "SftSettings",
     "StageSettings",
     "TaskSettings",
@@ -24,7 +29,7 @@ __all__ = [
 
 
 class TrainerSettings(BaseModel):
-    """Tokenization, SFT, preference stages and rounds."""
+    """Tokenization, SFT, preference stages, rounds and the curriculum."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,3 +37,4 @@ class TrainerSettings(BaseModel):
     sft: SftSettings = SftSettings()
     preference: PreferenceSettings = PreferenceSettings()
     round: RoundSettings = RoundSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()

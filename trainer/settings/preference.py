@@ -1,9 +1,11 @@
 """Settings of preference training: the stages and what they share."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .guards import GuardSettings
 from .numbers import Count, Positive, Share
 
 
@@ -14,8 +16,9 @@ class StageSettings(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
     """Names the stage in metrics, messages and directories."""
-    data: Literal["easy", "hard"]
-    """Rejected responses: ``easy`` = disliked items, ``hard`` = neutral ones."""
+    data: Literal["easy", "hard", "sp-easy", "sp-medium", "sp-hard"]
+    """Rejected responses: ``easy`` = disliked items, ``hard`` = neutral ones; ``sp-``: the policy's own
+    candidates, by what they share with the chosen item (``align3gr curriculum`` alone runs those)."""
     loss: Literal["softmax", "dpo", "ipo"] = "softmax"
     """What a sample's loss is (trainer/preference/loss.py): ``softmax``, all rejected at once (the paper's);
     ``dpo`` and ``ipo``, the mean over its pairs."""
@@ -33,6 +36,9 @@ class StageSettings(BaseModel):
     """Passes over the samples (the published code: 3)."""
     anchor: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the chosen response's negative log-likelihood per token, against likelihood displacement."""
+    patience: Annotated[int, Field(ge=0)] | None = None
+    """Epochs without a lower loss on the stop users after which the stage ends, at its best weights; 0: off;
+    none: what all stages share."""
     min_samples: Count = 32
     """Samples below which the stage is skipped, with a message."""
 
@@ -41,6 +47,16 @@ class StageSettings(BaseModel):
         if self.loss == "ipo" and self.label_smoothing:
             raise ValueError("label_smoothing is not defined for the loss ipo; set it to 0, or take dpo")
         return self
+
+    @property
+    def feedback(self) -> Literal["easy", "hard"] | None:
+        """The table of a preference dataset it learns from; none: it plays against itself."""
+        return self.data if self.data == "easy" or self.data == "hard" else None
+
+    @property
+    def selfplay(self) -> Literal["sp-easy", "sp-medium", "sp-hard"] | None:
+        """The table of self-play it learns from; none: it learns from feedback."""
+        return None if self.data == "easy" or self.data == "hard" else self.data
 
 
 class PreferenceSettings(BaseModel):
@@ -80,15 +96,22 @@ class PreferenceSettings(BaseModel):
     """Steps after which an interrupted stage's state is kept, to go on from; 0: every epoch."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs without a lower loss on the stop users after which a stage ends, at its best weights; 0: off."""
+    guards: GuardSettings = GuardSettings()
+    """What no stage may break, or the next one does not start from it."""
 
     @model_validator(mode="after")
     def _stage_names_differ(self) -> Self:
-        names = [stage.name for stage in self.stages]
-        if not names:
-            raise ValueError("stages must name at least one stage")
-        if len(set(names)) != len(names):
-            raise ValueError("stages must have different names")
-        taken = {"dataset", "evaluate", "gate", "register", "ledger"} & set(names)
-        if taken:
-            raise ValueError(f"no stage can be called {taken.pop()}: a step of the round is")
+        require_different_names(self.stages, {"dataset", "evaluate", "gate", "register", "ledger"})
         return self
+
+
+def require_different_names(stages: Sequence[StageSettings], steps: set[str]) -> None:
+    """Raises ValueError for no stage, two of one name, or one that is called like a step beside them."""
+    names = [stage.name for stage in stages]
+    if not names:
+        raise ValueError("stages must name at least one stage")
+    if len(set(names)) != len(names):
+        raise ValueError("stages must have different names")
+    taken = steps & set(names)
+    if taken:
+        raise ValueError(f"no stage can be called {taken.pop()}: a step beside the stages is")

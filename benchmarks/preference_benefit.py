@@ -1,0 +1,266 @@
+"""Does preference training help? Self-play stages against an SFT continued for as many steps, user by user.
+
+    python benchmarks/preference_benefit.py beauty/ --policy DIR [--json] [--users 4000] [--train-users 4000]
+        [--seeds 3] [--back 1] [--rows ...] [--keep DIR] [--record FILE]
+
+FOLDER holds ``sequences.jsonl.gz``; DIR is a full policy that was trained on every history without its
+last two items (benchmarks/offline.py keeps such ones). Self-play sees the same items and no others. Every row
+learns from the same users' targets in as many optimizer steps, with the same LoRA, optimizer and learning
+rate; what differs is what is rejected, and in which order:
+
+    sft          the policy as it is
+    sft-more     the targets' log-likelihood alone, in as many steps: what the steps are worth by themselves
+    sdpo         Softmax-DPO without grading: rejected items drawn from the catalogue (paper: Softmax-DPO)
+    sp-mixed     self-play without grading: rejected items of all grades together (paper: SP-DPO)
+    sp-easy, sp-medium, sp-hard   the chain after each stage; the last is progressive SP-DPO
+    sp-shuffled  the chain's very samples, candidates drawn once, in one stage in random order
+    sp-once      the chain on those samples, easy -> medium -> hard
+    rf-mixed, rf-progressive      need feedback levels, which a data set of bare sequences does not have
+
+The full catalogue is ranked, seen items left out. Differences are paired: 95% bootstrap intervals over users
+(and seeds). ``--back 2`` looks for the validation item, for choosing settings. ``--json``: the last line is
+one object [rows: name, figures, against sft and sft-more: metric -> [share, low, high]].
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from benchmarks.baselines.preference import Bench, Measured, say
+from trainer.metrics import Bootstrap, IntArray
+from trainer.preference.selfplay import STAGES
+from trainer.settings import TrainerSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ("recall@1", "ndcg@10", "recall@10", "recall@50", "recall@100")
+LEVELS = "the data set has no feedback levels: no dislike, no impression"
+NOT_RUN = {"rf-mixed": LEVELS, "rf-progressive": LEVELS}
+PAPER = {
+    "sdpo": ("Softmax-DPO", 0.1295, 0.0972),
+    "sp-mixed": ("SP-DPO", 0.1356, 0.1033),
+    "sp-hard": ("progressive SP-DPO", 0.1396, 0.1042),
+    "rf-mixed": ("RF-DPO", 0.1414, 0.1049),
+    "rf-progressive": ("progressive RF-DPO", 0.1442, 0.1113),
+}
+"""The paper's ablation on Instruments, Recall@10 and NDCG@10: a 7B model, test targets as chosen."""
+ROWS = ("sft", "sft-more", "sdpo", "sp-mixed", *STAGES, "sp-shuffled", "sp-once")
+COVERAGE_RESAMPLES = 200
+
+
+def main(line: Sequence[str] | None = None) -> None:
+    """Command line."""
+    wanted = arguments(line)
+    torch.set_num_threads(wanted.threads)
+    keep = wanted.keep or Path(tempfile.mkdtemp())
+    base = kept_policy(wanted.policy, keep)
+    trainer = settings_from(wanted)
+    found: dict[str, list[Measured]] = {}
+    for seed in range(wanted.seeds):
+        for name, measured in one_seed(Bench(wanted, trainer, seed, base), wanted.rows):
+            found.setdefault(name, []).append(measured)
+            brief(name, seed, measured, found["sft"][0])
+    rows = [row_of(name, found) for name in (*ROWS, *NOT_RUN) if name in found or name in NOT_RUN]
+    facts = {
+        "dataset": wanted.folder.resolve().name,
+        "users": wanted.users or "all",
+        "train_users": wanted.train_users or "all",
+        "item": {1: "test", 2: "validation"}[wanted.back],
+        "beam": wanted.beam,
+        "seeds": wanted.seeds,
+        "stages": [stage.model_dump(mode="json") for stage in trainer.curriculum.stages],
+        "selfplay": trainer.curriculum.selfplay.model_dump(mode="json"),
+        "rows": rows,
+    }
+    table(rows)
+    if wanted.record:
+        origin = {"command": "python benchmarks/preference_benefit.py " + words(wanted), "commit": commit()}
+        origin |= {"date": datetime.now(UTC).date().isoformat(), "device": f"CPU, {platform.machine()}"}
+        wanted.record.write_text(json.dumps(origin | {"result": facts}, indent=1) + "\n")
+    if wanted.json:
+        print(json.dumps(facts))
+
+
+def kept_policy(policy: Path, keep: Path) -> Path:
+    """A copy of the policy under ``keep``, in a folder named by its content and its version: adapters
+    find their base by that, and runs of another policy lie elsewhere."""
+    manifest = (policy / "policy.json").read_bytes()
+    base = keep / manifest_key(manifest) / "policies" / json.loads(manifest)["version"]
+    if not base.is_dir():
+        staging = base.with_name(".copying")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(policy, staging)
+        staging.rename(base)
+    return base
+
+
+def manifest_key(manifest: bytes) -> str:
+    """A short hash."""
+    return hashlib.sha256(manifest).hexdigest()[:10]
+
+
+def one_seed(bench: Bench, rows: Sequence[str]) -> Any:
+    """(row, measured) of each row that is wanted, in order; a chain's stages come together."""
+    yield "sft", bench.measure(bench.base, "sft")
+    for name in ("sft-more", "sdpo", "sp-mixed", "sp-shuffled"):
+        if name in rows:
+            yield name, bench.measure(bench.flat(name), name)
+    if any(name in rows for name in STAGES):
+        for name, policy in bench.chain(once=False).items():
+            yield name, bench.measure(policy, name)
+    if "sp-once" in rows:
+        last = list(bench.chain(once=True).items())[-1]
+        yield "sp-once", bench.measure(last[1], f"once-{last[0]}")
+
+
+def arguments(line: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--policy", type=Path, required=True, help="A full policy directory.")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--users", type=int, default=None, help="Test users, always the same.")
+    parser.add_argument("--train-users", type=int, default=None, help="Users that self-play learns from.")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--back", type=int, default=1, choices=(1, 2), help="1: test, 2: validation item.")
+    parser.add_argument("--beam", type=int, default=100, help="Prefixes a level; Recall@k up to it.")
+    parser.add_argument("--settings", type=Path, default=None, help="An align3gr.yaml.")
+    parser.add_argument("--set", nargs="*", default=[], help="Of every stage: beta=2 learning_rate=1e-4 ...")
+    parser.add_argument("--play", nargs="*", default=[], help="Of self-play: negatives=nearest ...")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--record", type=Path, default=None)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args(line)
+
+
+def settings_from(wanted: argparse.Namespace) -> TrainerSettings:
+    """The file's settings, or the defaults, with what --set and --play change."""
+    trainer = TrainerSettings()
+    if wanted.settings is not None:
+        from align3gr.settings import load_settings
+
+        trainer = load_settings(wanted.settings).trainer
+    plain = trainer.model_dump(mode="json")
+    for pair in wanted.set:
+        name, value = pair.split("=")
+        for stage in plain["curriculum"]["stages"]:
+            stage[name] = json.loads(value)
+    for pair in wanted.play:
+        name, value = pair.split("=")
+        plain["curriculum"]["selfplay"][name] = value
+    return TrainerSettings.model_validate(plain)
+
+
+def row_of(name: str, found: Mapping[str, list[Measured]]) -> dict[str, Any]:
+    """A row's figures, and what it gained over the two SFT rows as shares of theirs."""
+    paper = PAPER.get(name)
+    row: dict[str, Any] = {"name": name}
+    if paper is not None:
+        row["paper"] = {"row": paper[0], "recall@10": paper[1], "ndcg@10": paper[2]}
+    if name not in found:
+        return row | {"not_run": NOT_RUN[name]}
+    mine = found[name]
+    tables = {metric: np.stack([one.per_user[metric] for one in mine]) for metric in mine[0].per_user}
+    bootstrap = Bootstrap(next(iter(tables.values())).shape[1])
+    row |= {metric: [one.mean, *one.as_list()] for metric, one in bootstrap.intervals(tables).items()}
+    row["coverage"] = float(np.mean([one.shape.coverage for one in mine]))
+    row["popularity"] = float(np.mean([one.shape.popularity for one in mine]))
+    row["learned"] = [one.learned for one in mine if one.learned]
+    for other in ("sft", "sft-more"):
+        if other in found and other != name:
+            row[f"against {other}"] = gains(mine, found[other], bootstrap)
+    return row
+
+
+def gains(mine: list[Measured], others: list[Measured], bootstrap: Bootstrap) -> dict[str, list[float]]:
+    """Metric -> [change, low, high], as shares of the other row's mean; paired user by user."""
+    found = {}
+    for metric in (name for name in METRICS if name in mine[0].per_user):
+        less = np.stack([a.per_user[metric] - b.per_user[metric] for a, b in zip(mine, others, strict=True)])
+        mean = float(np.mean([other.per_user[metric] for other in others]))
+        change = bootstrap.interval(less)
+        found[metric] = [change.mean / mean, change.low / mean, change.high / mean]
+    found["coverage"] = coverage_change(mine, others)
+    return found
+
+
+def coverage_change(mine: list[Measured], others: list[Measured]) -> list[float]:
+    """[change, low, high] of the number of items shown, as a share; users are resampled, paired."""
+    random = np.random.default_rng(0)
+    users = len(mine[0].lists)
+
+    def change(chosen: IntArray) -> float:
+        sizes = [
+            (len(np.unique(a.lists[chosen])), len(np.unique(b.lists[chosen])))
+            for a, b in zip(mine, others, strict=True)
+        ]
+        return sum(size[0] for size in sizes) / sum(size[1] for size in sizes) - 1
+
+    resampled = [change(random.integers(0, users, size=users)) for _ in range(COVERAGE_RESAMPLES)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return [change(np.arange(users)), float(low), float(high)]
+
+
+def brief(name: str, seed: int, measured: Measured, base: Measured) -> None:
+    """One line a measured row, as it comes."""
+    means = {metric: values.mean() for metric, values in measured.per_user.items()}
+    changes = " ".join(
+        f"{metric} {means[metric]:.4f} ({means[metric] / base.per_user[metric].mean() - 1:+.1%})"
+        for metric in METRICS
+        if metric in means
+    )
+    coverage = measured.shape.coverage / base.shape.coverage - 1
+    say(f"seed {seed} {name:12} {changes} coverage {measured.shape.coverage:.3f} ({coverage:+.1%})")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """For people."""
+    for row in rows:
+        if "not_run" in row:
+            say(f"{row['name']:16} not run: {row['not_run']}")
+            continue
+        say(f"{row['name']:16} N@10 {row['ndcg@10'][0]:.4f} R@10 {row['recall@10'][0]:.4f}")
+        for other in ("sft", "sft-more"):
+            changes = row.get(f"against {other}", {})
+            cells = [f"{name} {one[0]:+.1%} [{one[1]:+.1%}, {one[2]:+.1%}]" for name, one in changes.items()]
+            if cells:
+                say(f"    against {other}: {'; '.join(cells)}")
+
+
+def words(wanted: argparse.Namespace) -> str:
+    """The command line that gives these rows, without paths of this machine."""
+    parts = [f"{wanted.folder.resolve().name}/ --policy DIR --seeds {wanted.seeds} --back {wanted.back}"]
+    parts += [f"--beam {wanted.beam}"]
+    parts += [f"--users {wanted.users}"] if wanted.users else []
+    parts += [f"--train-users {wanted.train_users}"] if wanted.train_users else []
+    parts += [f"--rows {' '.join(wanted.rows)}"] if tuple(wanted.rows) != ROWS else []
+    parts += [f"--set {' '.join(wanted.set)}"] if wanted.set else []
+    parts += [f"--play {' '.join(wanted.play)}"] if wanted.play else []
+    return " ".join(parts)
+
+
+def commit() -> str:
+    """The commit that is checked out, marked where files differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
+    return found.strip() + (" and changes" if changed else "")
+
+
+if __name__ == "__main__":
+    main()

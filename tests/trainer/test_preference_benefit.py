@@ -1,0 +1,63 @@
+"""The benefit benchmark on a small data set: equal budgets, rows kept, differences against the right rows."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import preference_benefit
+from tests.policies.factory import tiny_codec, write_tiny_policy
+
+USERS, ITEMS = 60, 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Histories that walk through rings of ten items."""
+    random = np.random.default_rng(0)
+    place = tmp_path_factory.mktemp("data") / "little"
+    place.mkdir()
+    with gzip.open(place / "sequences.jsonl.gz", "wt") as out:
+        for user in range(USERS):
+            ring, start = user % 4, int(random.integers(10))
+            walk = [ring * 10 + (start + step) % 10 for step in range(int(random.integers(5, 10)))]
+            out.write(json.dumps(walk) + "\n")
+    write_tiny_policy(place / "policy", codec=tiny_codec([str(item) for item in range(ITEMS)], (4, 4, 6)))
+    return place
+
+
+@pytest.mark.slow
+def test_rows_share_users_and_steps_and_are_kept(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    wanted = ["sft", "sft-more", "sdpo", "sp-mixed", "sp-easy"]
+    line = [str(folder), "--policy", str(folder / "policy"), "--seeds", "1", "--users", "40", "--beam", "20"]
+    line += ["--keep", str(tmp_path / "keep"), "--json", "--rows", *wanted, "--record", str(tmp_path / "r")]
+    line += ["--set", "epochs=1", "min_samples=1", "learning_rate=0.002", "anchor=0.5"]
+    preference_benefit.main(line)
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in first["rows"]}
+    assert rows["rf-mixed"]["not_run"].startswith("the data set has no feedback levels")
+    steps = {name: [one["steps"] for one in row["learned"]] for name, row in rows.items() if "learned" in row}
+    samples = {name: rows[name]["learned"][0]["samples"] for name in ("sft-more", "sdpo", "sp-mixed")}
+    assert len(set(samples.values())) == 1
+    assert steps["sft-more"] == steps["sdpo"] == steps["sp-mixed"]
+    chain = sum(rows[name]["learned"][0]["samples"] for name in ("sp-easy", "sp-medium", "sp-hard"))
+    assert chain == samples["sft-more"]
+    assert "against sft" not in rows["sft"]
+    change, low, high = rows["sp-hard"]["against sft-more"]["ndcg@10"]
+    assert low <= change <= high
+    assert rows["sft"]["ndcg@10"][0] * (1 + rows["sp-hard"]["against sft"]["ndcg@10"][0]) == pytest.approx(
+        rows["sp-hard"]["ndcg@10"][0]
+    )
+    record = json.loads((tmp_path / "r").read_text())
+    assert record["command"].startswith("python benchmarks/preference_benefit.py little/ --policy DIR")
+    assert str(tmp_path) not in record["command"]
+    preference_benefit.main(line)  # nothing is trained again
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1]) == first
+    assert "samples," not in told.err
