@@ -1,0 +1,273 @@
+"""The gate against candidates whose true worth is known: what it refuses, what it promotes, from what sample.
+
+    python benchmarks/gate_power.py candidates --world demo|jester [--folder jester/] [--runs 200]
+    python benchmarks/gate_power.py sequences [--runs 1000]
+    python benchmarks/gate_power.py off-policy [--runs 200]
+
+*candidates*: tables of scores in a known world (benchmarks/loop/trials.py) go through ``policies.gate.decide``
+with the product's default settings: planted bad ones of five kinds at three strengths each, the reference
+itself, a twin of equal worth, a candidate that is truly better by 5%, and chains of 20 candidates that are
+each 0.5% worse than the one before and are taken unless they are refused. *sequences*: canaries without a
+difference, looked at after every batch (policies/sequential.py). *off-policy*: intervals for policies whose
+truth is known (benchmarks/loop/off_policy_trials.py). Each part is a key of the file of results
+(``--out``, default benchmarks/results/gate_power.json), with its command, commit, device, date and seconds.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from align3gr.demo.world import WorldSize
+from benchmarks.loop.trials import TrialWorld, wilson
+from benchmarks.loop.worlds import demo, jester
+from policies.gate import Decision, decide
+from policies.sequential import ConfidenceSequence
+from policies.settings import GateSettings
+
+SETTINGS = GateSettings()
+USERS = 1000
+"""Gate users of a run, unless a row says otherwise."""
+STRENGTHS = {
+    "noise": (0.1, 0.2, 0.4),
+    "inverted": (0.1, 0.2, 0.4),
+    "popular": (0.1, 0.15, 0.25),
+    "new users": (0.2, 0.4, 0.6),
+    "young items": (0.2, 0.4, 0.6),
+}
+"""Kind -> loss of true worth; of the last two within the fifth of users or items that they harm."""
+SLICES = ("new users", "young items")
+GAIN = 0.05
+GAIN_USERS = (250, 500, 1000, 2000)
+SLICE_USERS = 2000
+CHAIN, CHAIN_LOSS = 20, 0.005
+
+
+class Bench:
+    """One world, its rows, and what has been counted."""
+
+    def __init__(self, trial: TrialWorld, runs: int) -> None:
+        self.trial, self.runs = trial, runs
+
+    def kind(self, kind: str, loss: float, users: int) -> dict[str, Any]:
+        """One row: candidates of a kind that lose ``loss`` (negative: gain) of their true worth."""
+        strength = self.trial.strength(kind, loss)
+        if strength is None:
+            return {"kind": kind, "loss": loss, "out_of_reach": True}
+        change = self.trial.changes()[kind]
+        outcomes, named, worth = Counter[str](), Counter[str](), []
+        for run in range(self.runs):
+            random = np.random.default_rng([self.trial.seed, 31, run, users])
+            candidate = change(self.trial.reference, strength, random)
+            if run < 10:
+                worth.append(self.trial.loss(kind, candidate))
+            decision = self._decide(candidate, users, random, run)
+            outcomes[decision.outcome] += 1
+            named.update({one.name for one in decision.failed if one.role == "guard"})
+        return {
+            "kind": kind,
+            "loss": loss,
+            "loss_measured": float(np.mean(worth)),
+            "users": users,
+            **self._shares(outcomes),
+            "failed": {name: count / self.runs for name, count in named.most_common(5)},
+        }
+
+    def equal(self, name: str) -> dict[str, Any]:
+        """The reference itself, or another policy of its worth."""
+        outcomes = Counter[str]()
+        for run in range(self.runs):
+            random = np.random.default_rng([self.trial.seed, 32, run])
+            candidate = self.trial.reference if name == "itself" else self.trial.twin(random)
+            outcomes[self._decide(candidate, USERS, random, run).outcome] += 1
+        return {"kind": name, "users": USERS, **self._shares(outcomes)}
+
+    def chains(self, *, anchored: bool, runs: int) -> dict[str, Any]:
+        """Chains of candidates each a little worse than the last; what is not refused becomes the reference."""
+        strengths = [
+            self.trial.strength("inverted", 1 - (1 - CHAIN_LOSS) ** step) for step in range(1, CHAIN + 1)
+        ]
+        stopped, by_anchor, lost = [], 0, []
+        for run in range(runs):
+            reference, step_stopped = self.trial.reference, None
+            for step, strength in enumerate(strengths, 1):
+                assert strength is not None
+                random = np.random.default_rng([self.trial.seed, 33, run, step])
+                jitter = np.random.default_rng([self.trial.seed, 34, run])
+                candidate = self.trial.changes()["inverted"](self.trial.reference, strength, jitter)
+                given = self.trial.given(
+                    candidate,
+                    self.trial.log(USERS, random),
+                    reference=reference,
+                    anchor=self.trial.reference if anchored and step > 1 else None,
+                )
+                decision = decide(given, SETTINGS, seed=run * 100 + step)
+                if decision.outcome == "refuse":
+                    step_stopped = step
+                    by_anchor += any(one.name.endswith("_anchor") for one in decision.failed)
+                    break
+                reference = candidate
+            stopped.append(step_stopped)
+            lost.append(self.trial.loss("inverted", reference))
+        steps = [one for one in stopped if one is not None]
+        return {
+            "kind": f"chain of {CHAIN}, each {CHAIN_LOSS:.1%} worse, {'with' if anchored else 'without'} the anchor",
+            "runs": runs,
+            "users": USERS,
+            "stopped": len(steps) / runs,
+            "stopped_interval": wilson(len(steps), runs),
+            "by_anchor": by_anchor / runs,
+            "median_step": float(np.median(steps)) if steps else None,
+            "last_step": max(steps) if steps else None,
+            "lost": float(np.mean(lost)),
+            "lost_at_most": float(np.max(lost)),
+        }
+
+    def _decide(self, candidate: np.ndarray, users: int, random: np.random.Generator, seed: int) -> Decision:
+        return decide(self.trial.given(candidate, self.trial.log(users, random)), SETTINGS, seed=seed)
+
+    def _shares(self, outcomes: Counter[str]) -> dict[str, Any]:
+        shares: dict[str, Any] = {"runs": self.runs}
+        for name in ("refuse", "hold", "promote"):
+            shares[name] = outcomes[name] / self.runs
+            shares[f"{name}_interval"] = wilson(outcomes[name], self.runs)
+        return shares
+
+
+def candidates(world: str, folder: Path | None, runs: int, *, small: bool = False) -> dict[str, Any]:
+    """The table of one world."""
+    if world == "jester":
+        assert folder is not None
+        made = jester(folder, 1, learners=1500 if small else 5200, judges=500 if small else 2000)
+    else:
+        size = WorldSize(items=120, learners=900, evaluated=300) if small else WorldSize(300, 3000, 1000)
+        made = demo(1, size)
+    bench = Bench(TrialWorld(made, 1), runs)
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        sys.stderr.write(json.dumps({key: row[key] for key in row if "interval" not in key}) + "\n")
+        sys.stderr.flush()
+
+    for kind, losses in STRENGTHS.items():
+        for loss in losses:
+            add(bench.kind(kind, loss, SLICE_USERS if kind in SLICES and not small else USERS))
+    for name in ("itself", "twin"):
+        add(bench.equal(name))
+    for users in (USERS,) if small else GAIN_USERS:
+        add(bench.kind("better", -GAIN, users))
+    for anchored in (True, False):
+        add(bench.chains(anchored=anchored, runs=runs if anchored else max(1, runs // 4)))
+    if not small:
+        for kind in SLICES:
+            for loss in STRENGTHS[kind]:
+                add(bench.kind(kind, loss, USERS))
+    oracle = bench.trial.worth(bench.trial.truth)
+    return {
+        "world": world,
+        "reference_worth": bench.trial.reference_worth,
+        "oracle_worth": oracle,
+        "rows": rows,
+    }
+
+
+def sequences(runs: int) -> dict[str, Any]:
+    """False alarms of canaries without a difference, looked at after every batch; a plain interval beside."""
+    kinds = {
+        "liked shares, 30%": lambda random, n: (
+            (random.random(n) < 0.3) - (random.random(n) < 0.3).astype(float)
+        ),
+        "liked shares, 3%": lambda random, n: (
+            (random.random(n) < 0.03) - (random.random(n) < 0.03).astype(float)
+        ),
+        "means of users": lambda random, n: random.beta(2, 3, n) - random.beta(2, 3, n),
+    }
+    found = {}
+    for name, draw in kinds.items():
+        alarms = naive = 0
+        for run in range(runs):
+            random = np.random.default_rng([41, run])
+            sequence, alarm, fooled, total, squares = ConfidenceSequence(0.05), False, False, 0.0, 0.0
+            for _ in range(BATCHES):
+                batch = draw(random, BATCH)
+                sequence.update(batch)
+                total, squares = total + batch.sum(), squares + (batch**2).sum()
+                mean = total / sequence.n
+                error = np.sqrt(max(squares / sequence.n - mean**2, 0.0) / sequence.n)
+                fooled |= bool(abs(mean) > 1.96 * error > 0)
+                alarm |= not sequence.low <= 0.0 <= sequence.high
+            alarms, naive = alarms + alarm, naive + fooled
+        found[name] = {
+            "canaries": runs,
+            "looks": BATCHES,
+            "observations": BATCHES * BATCH,
+            "false_alarms": alarms / runs,
+            "false_alarms_interval": wilson(alarms, runs),
+            "plain_interval_false_alarms": naive / runs,
+        }
+        sys.stderr.write(json.dumps({name: found[name]}) + "\n")
+    return found
+
+
+BATCHES, BATCH = 50, 40
+
+
+def record(out: Path, key: str, facts: dict[str, Any], seconds: float) -> None:
+    """Put one part into the file of results."""
+    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    held[key] = {
+        "command": "python benchmarks/gate_power.py "
+        + " ".join(
+            "jester/" if before == "--folder" else word
+            for before, word in zip(sys.argv, sys.argv[1:], strict=False)
+        ),
+        "commit": commit.stdout.strip(),
+        "device": f"CPU, {platform.machine()}, one thread, on a machine shared with other work",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time(), 1),
+        **facts,
+    }
+    out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("candidates", "sequences", "off-policy"))
+    parser.add_argument("--world", choices=("demo", "jester"), default="demo")
+    parser.add_argument("--folder", type=Path, default=None, help="Of jester: ratings.npz, jokes.jsonl.gz.")
+    parser.add_argument("--runs", type=int, default=None)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gate_power.json")
+    wanted = parser.parse_args()
+    if wanted.world == "jester" and wanted.folder is None:
+        parser.error("--world jester needs --folder with ratings.npz and jokes.jsonl.gz")
+    started = time.perf_counter()
+    if wanted.part == "candidates":
+        facts = candidates(wanted.world, wanted.folder, wanted.runs or 200)
+        key = f"candidates_{wanted.world}"
+    elif wanted.part == "sequences":
+        facts, key = sequences(wanted.runs or 1000), "sequences"
+    else:
+        from benchmarks.loop.off_policy_trials import coverage
+
+        facts, key = coverage(wanted.runs or 200), "off_policy"
+    record(wanted.out, key, facts, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
