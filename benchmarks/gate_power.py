@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ STRENGTHS = {
 """Kind -> loss of true worth; of the last two within the fifth of users or items that they harm."""
 SLICES = ("new users", "young items")
 GAIN = 0.05
-GAIN_USERS = (250, 500, 1000, 2000)
-SLICE_USERS = 2000
+GAIN_USERS = (250, 500, 1000)
+SLICE_USERS = 1500
 CHAIN, CHAIN_LOSS = 20, 0.005
 
 
@@ -144,8 +145,10 @@ class Bench:
         return shares
 
 
-def candidates(world: str, folder: Path | None, runs: int, *, small: bool = False) -> dict[str, Any]:
-    """The table of one world."""
+def candidates(
+    world: str, folder: Path | None, runs: int, *, small: bool = False, note: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The table of one world; ``note`` is told all that there is after each row."""
     if world == "jester":
         assert folder is not None
         made = jester(folder, 1, learners=1500 if small else 5200, judges=500 if small else 2000)
@@ -154,32 +157,32 @@ def candidates(world: str, folder: Path | None, runs: int, *, small: bool = Fals
         made = demo(1, size)
     bench = Bench(TrialWorld(made, 1), runs)
     rows: list[dict[str, Any]] = []
+    facts = {
+        "world": world,
+        "users_of_world": len(made.liked),
+        "items": len(made.items),
+        "reference_worth": bench.trial.reference_worth,
+        "best_worth": bench.trial.worth(bench.trial.truth),
+        "settings": SETTINGS.model_dump(mode="json"),
+        "rows": rows,
+    }
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)
+        note(facts)
         sys.stderr.write(json.dumps({key: row[key] for key in row if "interval" not in key}) + "\n")
         sys.stderr.flush()
 
-    for kind, losses in STRENGTHS.items():
-        for loss in losses:
-            add(bench.kind(kind, loss, SLICE_USERS if kind in SLICES and not small else USERS))
     for name in ("itself", "twin"):
         add(bench.equal(name))
     for users in (USERS,) if small else GAIN_USERS:
         add(bench.kind("better", -GAIN, users))
-    for anchored in (True, False):
-        add(bench.chains(anchored=anchored, runs=runs if anchored else max(1, runs // 4)))
-    if not small:
-        for kind in SLICES:
-            for loss in STRENGTHS[kind]:
-                add(bench.kind(kind, loss, USERS))
-    oracle = bench.trial.worth(bench.trial.truth)
-    return {
-        "world": world,
-        "reference_worth": bench.trial.reference_worth,
-        "oracle_worth": oracle,
-        "rows": rows,
-    }
+    for kind, losses in STRENGTHS.items():
+        for loss in losses:
+            add(bench.kind(kind, loss, SLICE_USERS if kind in SLICES and not small else USERS))
+    add(bench.chains(anchored=True, runs=runs))
+    add(bench.chains(anchored=False, runs=max(1, runs // 8)))
+    return facts
 
 
 def sequences(runs: int) -> dict[str, Any]:
@@ -257,16 +260,20 @@ def main() -> None:
     if wanted.world == "jester" and wanted.folder is None:
         parser.error("--world jester needs --folder with ratings.npz and jokes.jsonl.gz")
     started = time.perf_counter()
+
+    def note(key: str, facts: dict[str, Any]) -> None:
+        record(wanted.out, key, facts, time.perf_counter() - started)
+
     if wanted.part == "candidates":
-        facts = candidates(wanted.world, wanted.folder, wanted.runs or 200)
         key = f"candidates_{wanted.world}"
+        runs = wanted.runs or 200
+        note(key, candidates(wanted.world, wanted.folder, runs, note=lambda facts: note(key, facts)))
     elif wanted.part == "sequences":
-        facts, key = sequences(wanted.runs or 1000), "sequences"
+        note("sequences", sequences(wanted.runs or 1000))
     else:
         from benchmarks.loop.off_policy_trials import coverage
 
-        facts, key = coverage(wanted.runs or 200), "off_policy"
-    record(wanted.out, key, facts, time.perf_counter() - started)
+        note("off_policy", coverage(wanted.runs or 200))
 
 
 if __name__ == "__main__":
