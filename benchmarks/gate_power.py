@@ -37,7 +37,7 @@ from policies.sequential import ConfidenceSequence
 from policies.settings import GateSettings
 
 SETTINGS = GateSettings()
-USERS = 1000
+USERS = 500
 """Gate users of a run, unless a row says otherwise."""
 STRENGTHS = {
     "noise": (0.1, 0.2, 0.4),
@@ -50,7 +50,7 @@ STRENGTHS = {
 SLICES = ("new users", "young items")
 GAIN = 0.05
 GAIN_USERS = (250, 500, 1000)
-SLICE_USERS = 1500
+SLICE_USERS = 1000
 CHAIN, CHAIN_LOSS = 20, 0.005
 
 
@@ -191,9 +191,6 @@ def sequences(runs: int) -> dict[str, Any]:
         "liked shares, 30%": lambda random, n: (
             (random.random(n) < 0.3) - (random.random(n) < 0.3).astype(float)
         ),
-        "liked shares, 3%": lambda random, n: (
-            (random.random(n) < 0.03) - (random.random(n) < 0.03).astype(float)
-        ),
         "means of users": lambda random, n: random.beta(2, 3, n) - random.beta(2, 3, n),
     }
     found = {}
@@ -223,7 +220,7 @@ def sequences(runs: int) -> dict[str, Any]:
     return found
 
 
-BATCHES, BATCH = 50, 40
+BATCHES, BATCH = 25, 80
 
 
 def record(out: Path, key: str, facts: dict[str, Any], seconds: float) -> None:
