@@ -63,11 +63,11 @@ def sliced(
     """``metric/slice`` -> float64 [users]: the mean of each user's ``values`` over the (item, user) ``cases``
     whose item is in the slice, NaN without one. Slices without a case are left out."""
     row = {user: place for place, user in enumerate(users)}
-    owner = np.array([row[user] for _, user in cases], dtype=np.int64)
+    owner = np.array([row.get(user, -1) for _, user in cases], dtype=np.int64)
     figures = np.array(values, dtype=np.float64)
     found = {}
     for name, items in parts.items():
-        inside = np.array([item in items for item, _ in cases], dtype=bool)
+        inside = np.array([item in items for item, _ in cases], dtype=bool) & (owner >= 0)
         if not inside.any():
             continue
         counts = np.bincount(owner[inside], minlength=len(users))
