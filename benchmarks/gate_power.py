@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from align3gr.demo.world import WorldSize
-from benchmarks.loop.trials import TrialWorld, wilson
+from benchmarks.loop.trials import Log, TrialWorld, wilson
 from benchmarks.loop.worlds import demo, jester
 from policies.gate import Decision, decide
 from policies.sequential import ConfidenceSequence
@@ -66,15 +66,20 @@ class Bench:
         if strength is None:
             return {"kind": kind, "loss": loss, "out_of_reach": True}
         change = self.trial.changes()[kind]
-        outcomes, named, worth = Counter[str](), Counter[str](), []
+        everybody = np.arange(len(self.trial.reference))
+        outcomes, named = Counter[str](), Counter[str]()
         for run in range(self.runs):
             random = np.random.default_rng([self.trial.seed, 31, run, users])
-            candidate = change(self.trial.reference, strength, random)
-            if run < 10:
-                worth.append(self.trial.loss(kind, candidate))
-            decision = self._decide(candidate, users, random, run)
+            log = self.trial.log(users, random)
+            decision = self._decide(change(log.rows, strength, random), log, run)
             outcomes[decision.outcome] += 1
             named.update({one.name for one in decision.failed if one.role == "guard"})
+        worth = [
+            self.trial.loss(
+                kind, change(everybody, strength, np.random.default_rng([self.trial.seed, 35, one]))
+            )
+            for one in range(3)
+        ]
         return {
             "kind": kind,
             "loss": loss,
@@ -89,8 +94,10 @@ class Bench:
         outcomes = Counter[str]()
         for run in range(self.runs):
             random = np.random.default_rng([self.trial.seed, 32, run])
-            candidate = self.trial.reference if name == "itself" else self.trial.twin(random)
-            outcomes[self._decide(candidate, USERS, random, run).outcome] += 1
+            log = self.trial.log(USERS, random)
+            same = self.trial.reference[log.rows]
+            candidate = same if name == "itself" else self.trial.twin(log.rows, random)
+            outcomes[self._decide(candidate, log, run).outcome] += 1
         return {"kind": name, "users": USERS, **self._shares(outcomes)}
 
     def chains(self, *, anchored: bool, runs: int) -> dict[str, Any]:
@@ -99,27 +106,32 @@ class Bench:
             self.trial.strength("inverted", 1 - (1 - CHAIN_LOSS) ** step) for step in range(1, CHAIN + 1)
         ]
         stopped, by_anchor, lost = [], 0, []
+        harm = self.trial.changes()["inverted"]
         for run in range(runs):
-            reference, step_stopped = self.trial.reference, None
+            step_stopped, before = None, 0.0
             for step, strength in enumerate(strengths, 1):
                 assert strength is not None
-                random = np.random.default_rng([self.trial.seed, 33, run, step])
-                jitter = np.random.default_rng([self.trial.seed, 34, run])
-                candidate = self.trial.changes()["inverted"](self.trial.reference, strength, jitter)
+                log = self.trial.log(USERS, np.random.default_rng([self.trial.seed, 33, run, step]))
+
+                def scores(strength: float, log: Log = log, step: int = step, run: int = run) -> np.ndarray:
+                    # one direction of harm, a little further at every step
+                    return harm(log.rows, strength, np.random.default_rng([self.trial.seed, 34, run, step]))
+
                 given = self.trial.given(
-                    candidate,
-                    self.trial.log(USERS, random),
-                    reference=reference,
-                    anchor=self.trial.reference if anchored and step > 1 else None,
+                    scores(strength),
+                    log,
+                    reference=scores(before),
+                    anchor=self.trial.reference[log.rows] if anchored and step > 1 else None,
                 )
                 decision = decide(given, SETTINGS, seed=run * 100 + step)
                 if decision.outcome == "refuse":
                     step_stopped = step
                     by_anchor += any(one.name.endswith("_anchor") for one in decision.failed)
                     break
-                reference = candidate
+                before = strength
             stopped.append(step_stopped)
-            lost.append(self.trial.loss("inverted", reference))
+            taken = CHAIN if step_stopped is None else step_stopped - 1
+            lost.append(1 - (1 - CHAIN_LOSS) ** taken)
         steps = [one for one in stopped if one is not None]
         return {
             "kind": f"chain of {CHAIN}, each {CHAIN_LOSS:.1%} worse, {'with' if anchored else 'without'} the anchor",
@@ -134,8 +146,8 @@ class Bench:
             "lost_at_most": float(np.max(lost)),
         }
 
-    def _decide(self, candidate: np.ndarray, users: int, random: np.random.Generator, seed: int) -> Decision:
-        return decide(self.trial.given(candidate, self.trial.log(users, random)), SETTINGS, seed=seed)
+    def _decide(self, candidate: np.ndarray, log: Log, seed: int) -> Decision:
+        return decide(self.trial.given(candidate, log), SETTINGS, seed=seed)
 
     def _shares(self, outcomes: Counter[str]) -> dict[str, Any]:
         shares: dict[str, Any] = {"runs": self.runs}

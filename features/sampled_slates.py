@@ -72,5 +72,7 @@ def sampled_slates(
     slates = pa.concat_tables(found)
     if most is not None and slates.num_rows > most:
         latest = slates.sort_by([("asked_at", "descending"), ("request_id", "ascending")]).slice(0, most)
-        slates = latest.sort_by([("user_id", "ascending"), ("asked_at", "ascending"), ("request_id", "ascending")])
+        slates = latest.sort_by(
+            [("user_id", "ascending"), ("asked_at", "ascending"), ("request_id", "ascending")]
+        )
     return slates

@@ -62,8 +62,12 @@ class SlateLog:
         shown = ~np.isnan(self.logged)
         if np.any(self.logged[shown] <= 0) or np.any(self.logged[shown] > 1 + 1e-9):
             raise PoliciesError("logged propensities must lie above 0 and at most at 1")
-        if not (self.items.shape == self.rewards.shape == self.logged.shape and len(self.users) == len(self.items)):
-            raise PoliciesError("slates, rewards and propensities must have one shape, users one entry a slate")
+        if not (
+            self.items.shape == self.rewards.shape == self.logged.shape and len(self.users) == len(self.items)
+        ):
+            raise PoliciesError(
+                "slates, rewards and propensities must have one shape, users one entry a slate"
+            )
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ def evaluate(log: SlateLog, target: Floats, *, drawn: Ints | None = None, seed: 
     rewards = np.where(shown, log.rewards, 0.0)
     whole = weights[:, -1] * rewards.sum(axis=1)
     cascade = (weights * rewards).sum(axis=1)
-    each = {"ips": (whole.mean(), whole - whole.mean()), "cascade": (cascade.mean(), cascade - cascade.mean())}
+    each = {
+        "ips": (whole.mean(), whole - whole.mean()),
+        "cascade": (cascade.mean(), cascade - cascade.mean()),
+    }
     if np.all(weights.sum(axis=0) > 0):
         each["snips"] = _normalised(weights, rewards)
         if drawn is not None:

@@ -78,9 +78,10 @@ def _led(
         discarded = torch.cat([rest, discarded], dim=1).logsumexp(dim=1, keepdim=True)
         log_q = child_q.gather(1, chosen).masked_fill(~standing, NOBODY)
         search.step(level, children, chosen, standing)
-    reached = search.front.masked_fill(~search.standing, -1)  # leaves
+    reached = search.front.masked_fill(~search.standing, -2)
     hit = (reached[:, None, :] == leaves[:, :, None]) & (leaves >= 0)[:, :, None]  # [B, k, W]
     shown = log_q[:, None, :].expand(hit.shape).masked_fill(~hit, NOBODY).amax(dim=2)  # [B, k]
     remaining = torch.cat([shown, discarded], dim=1).flip(1).logcumsumexp(dim=1).flip(1)[:, :-1]
-    possible = (shown > NOBODY).cummin(dim=1).values
-    return np.asarray(torch.where(possible, (shown - remaining).exp(), 0.0).cpu().numpy())
+    possible = (shown > NOBODY).int().cummin(dim=1).values.bool()
+    found = torch.where(possible, (shown - remaining).exp(), torch.zeros_like(shown))
+    return np.asarray(found.cpu().numpy())

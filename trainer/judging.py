@@ -5,7 +5,7 @@ The file is all that the decision depends on, so a decision can be taken again a
 
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy as np
 
 from features.cases import evaluation_cases
 from features.catalogue import Catalogue
-from policies.gate import GateInput, PolicyFigures
+from features.log import LogSnapshot
+from features.sampled_slates import sampled_slates
+from policies.gate import GateInput, OffPolicyFigures, PolicyFigures
 from policies.gate.own import own_checks
 from policies.gate.record import input_as_dict, input_of
 from policies.policy import Policy
@@ -29,6 +31,7 @@ from .evaluation import (
     gate_figures,
     list_cases,
 )
+from .off_policy import gate_evidence, off_policy_report, sampled_cases
 from .round_state import RoundState, write_json
 from .slicing import item_slices, user_slices
 from .workplace import Workplace
@@ -99,6 +102,9 @@ def measure(
         replace(figures["reference"], latency_ms=times[1]),
         figures.get("anchor"),
         user_slices=user_slices([len(case.history) for case in asked], settings),
+        off_policy=_off_policy(
+            workplace, snapshot, policies, since=since, stop_share=stop_share, eligible=eligible
+        ),
     )
     write_gate_input(out, given)
     means = {role: _means(one) for role, one in figures.items()}
@@ -129,6 +135,34 @@ def _in_turns(
             policy.recommend(users, 10, eligible=allowed)
             took.append((time.perf_counter() - began) * 1000)
     return tuple(took[3::2]), tuple(took[2::2])
+
+
+def _off_policy(
+    workplace: Workplace,
+    snapshot: LogSnapshot,
+    policies: Mapping[str, Policy],
+    *,
+    since: datetime | None,
+    stop_share: float,
+    eligible: Collection[str],
+) -> OffPolicyFigures | None:
+    """What the gate users' sampled slates say of the candidate against the reference."""
+    settings = workplace.policies.gate
+    if settings.off_policy_min_effective is None:
+        return None
+    table = sampled_slates(
+        snapshot,
+        workplace.features,
+        gate_share=settings.share,
+        stop_share=stop_share,
+        role="gate",
+        since=since,
+        most=settings.off_policy_slates,
+    )
+    if table.num_rows < settings.off_policy_min_effective:  # fewer slates cannot be worth as many
+        return None
+    compared = [policies["candidate"], policies["reference"]]
+    return gate_evidence(off_policy_report(compared, sampled_cases(table), eligible=eligible))
 
 
 def _own_measures(names: Sequence[str]) -> dict[str, Measure]:

@@ -26,7 +26,7 @@ NEW_SHARE = 0.2
 """The fifth of the users with the shortest past are the new ones, the tenth with the longest the heavy ones."""
 YOUNG_SHARE = 0.2
 
-Change = Callable[[Floats, float, np.random.Generator], Floats]
+Change = Callable[[Ints, float, np.random.Generator], Floats]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class TrialWorld:
         self.truth = (truth - truth.mean()) / truth.std()
         self.reference = self.truth + blur * random.standard_normal(truth.shape)
         self.reference /= self.reference.std()
+        self.sharpness = float((self.reference * self.truth).mean())
         self.young = random.random(truth.shape[1]) < YOUNG_SHARE
         lengths = np.array([len(past) for past in world.past])
         order = np.argsort(lengths + 0.5 * random.random(len(lengths)))
@@ -83,32 +84,34 @@ class TrialWorld:
         return self.worth(self.reference)
 
     def changes(self) -> dict[str, Change]:
-        """Kind -> (reference scores, strength 0..1, random) -> candidate scores."""
+        """Kind -> (users, strength 0..1, random) -> the candidate's scores for them."""
 
-        def noise(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
+        def noise(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            scores = self.reference[rows]
             return (1 - strength) * scores + strength * random.standard_normal(scores.shape)
 
-        def inverted(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
-            jitter = 0.1 * random.standard_normal(scores.shape)
-            return scores - 2.0 * strength * (self.truth + jitter)
+        def inverted(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            jitter = 0.1 * random.standard_normal((len(rows), len(self.young)))
+            return self.reference[rows] - 2.0 * strength * (self.truth[rows] + jitter)
 
-        def popular(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
-            jitter = 0.05 * random.standard_normal(scores.shape)
-            return (1 - strength) * scores + strength * (self.popularity + jitter)
+        def popular(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            jitter = 0.05 * random.standard_normal((len(rows), len(self.young)))
+            return (1 - strength) * self.reference[rows] + strength * (self.popularity + jitter)
 
-        def new_users(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
-            changed = scores.copy()
-            changed[self.new] = noise(scores[self.new], strength, random)
+        def new_users(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            changed = self.reference[rows]
+            new = self.new[rows]
+            changed[new] = noise(rows[new], strength, random)
             return changed
 
-        def young_items(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
-            changed = scores + 0.02 * random.standard_normal(scores.shape)
+        def young_items(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            changed = self.reference[rows] + 0.02 * random.standard_normal((len(rows), len(self.young)))
             changed[:, self.young] -= 4.0 * strength
             return changed
 
-        def better(scores: Floats, strength: float, random: np.random.Generator) -> Floats:
-            jitter = 0.1 * random.standard_normal(scores.shape)
-            return scores + 2.0 * strength * (self.truth + jitter)
+        def better(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            jitter = 0.1 * random.standard_normal((len(rows), len(self.young)))
+            return self.reference[rows] + 2.0 * strength * (self.truth[rows] + jitter)
 
         return {
             "noise": noise,
@@ -124,13 +127,13 @@ class TrialWorld:
         about = {"new users": {"users": self.new}, "young items": {"items": self.young}}.get(kind, {})
         return 1.0 - self.worth(scores, **about) / self.worth(self.reference, **about)
 
-    def strength(self, kind: str, loss: float, *, start: Floats | None = None) -> float | None:
+    def strength(self, kind: str, loss: float) -> float | None:
         """The strength at which the loss is ``loss`` (negative: a gain), by bisection; none out of reach."""
-        change, scores = self.changes()[kind], self.reference if start is None else start
+        change, everybody = self.changes()[kind], np.arange(len(self.reference))
         low, high = 0.0, 1.0
-        for step in range(13):
+        for step in range(11):
             middle = high if step == 0 else (low + high) / 2
-            found = self.loss(kind, change(scores, middle, np.random.default_rng([self.seed, 22])))
+            found = self.loss(kind, change(everybody, middle, np.random.default_rng([self.seed, 22])))
             reached = found <= loss if loss < 0 else found >= loss
             if step == 0 and not reached:
                 return None
@@ -138,12 +141,12 @@ class TrialWorld:
                 low, high = (low, middle) if reached else (middle, high)
         return high
 
-    def twin(self, random: np.random.Generator, *, share: float = 0.1) -> Floats:
+    def twin(self, rows: Ints, random: np.random.Generator, *, share: float = 0.1) -> Floats:
         """Another policy of the same worth: the truth with partly another blur of the same size."""
-        blur = self.reference - self.truth * (self.reference * self.truth).mean()
+        truth, reference = self.truth[rows], self.reference[rows]
+        blur = reference - truth * self.sharpness
         other = random.standard_normal(blur.shape) * blur.std()
-        mixed = np.sqrt(1 - share) * blur + np.sqrt(share) * other
-        return self.reference - blur + mixed
+        return truth * self.sharpness + np.sqrt(1 - share) * blur + np.sqrt(share) * other
 
     def log(self, users: int, random: np.random.Generator, *, temperature: float = 0.5) -> Log:
         """Draw gate users, the reference's sampled slates with reactions, and organic likes."""
@@ -170,13 +173,13 @@ class TrialWorld:
     def given(
         self, candidate: Floats, log: Log, *, reference: Floats | None = None, anchor: Floats | None = None
     ) -> GateInput:
-        """The gate's input: tables of scores over all users of the world, measured on the log."""
-        reference = self.reference if reference is None else reference
+        """The gate's input: tables of scores for the log's users, measured on the log."""
+        reference = self.reference[log.rows] if reference is None else reference
         return GateInput(
             users=tuple(str(row) for row in log.rows.tolist()),
-            candidate=self.figures("candidate", candidate[log.rows], log),
-            reference=self.figures("reference", reference[log.rows], log),
-            anchor=None if anchor is None else self.figures("anchor", anchor[log.rows], log),
+            candidate=self.figures("candidate", candidate, log),
+            reference=self.figures("reference", reference, log),
+            anchor=None if anchor is None else self.figures("anchor", anchor, log),
             user_slices={"new users": self.new[log.rows], "heavy users": self.heavy[log.rows]},
         )
 
