@@ -55,6 +55,11 @@ def stored_decision(directory: Path) -> dict[str, Any]:
     return _read(directory / DECISION)
 
 
+def stored_input(directory: Path) -> dict[str, Any] | None:
+    """The stored input as plain values; none where it is gone."""
+    return _read(directory / INPUT) if (directory / INPUT).exists() else None
+
+
 def decide_again(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the stored decision, the same taken again from the stored input). Equal unless the gate has changed.
 
@@ -70,6 +75,11 @@ def decide_again(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     decision = decide(input_of(raw), settings, seed=stored["seed"])
     again = json.loads(json.dumps(decision_as_dict(decision, settings, stored["seed"])))
     return stored, again
+
+
+def same(stored: Mapping[str, Any], again: Mapping[str, Any]) -> bool:
+    """Whether two decisions are equal, figure by figure (a figure that is no number equals itself)."""
+    return json.dumps(stored, sort_keys=True) == json.dumps(again, sort_keys=True)
 
 
 def _read(path: Path) -> dict[str, Any]:

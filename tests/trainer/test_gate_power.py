@@ -47,12 +47,16 @@ def test_simulated_win_rates_are_those_of_evaluation(bench: Bench) -> None:
     figures = trial.figures("v1", scores, log)
     for user in range(50):
         rates = []
-        for slate, levels in zip(log.slates[3 * user : 3 * user + 3], log.levels[3 * user : 3 * user + 3], strict=True):
+        for slate, levels in zip(
+            log.slates[3 * user : 3 * user + 3], log.levels[3 * user : 3 * user + 3], strict=True
+        ):
             seen = levels != UNSEEN
             liked = levels[seen] == 1
             if liked.any() and not liked.all():
                 rates.append(win_rate(scores[user, slate[seen]], liked))
-        assert figures.per_user["slate"][user] == pytest.approx(np.mean(rates) if rates else np.nan, nan_ok=True)
+        assert figures.per_user["slate"][user] == pytest.approx(
+            np.mean(rates) if rates else np.nan, nan_ok=True
+        )
 
 
 def test_canaries_without_a_difference_raise_few_alarms() -> None:
