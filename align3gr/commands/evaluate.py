@@ -79,17 +79,18 @@ def evaluate(
     settings = settings_of(context)
     if back is not None and held_out is not None:
         raise BadInput("--back takes cases from the log and --held-out from a file; give one of them")
-    directories = _directories(settings, [*(versions or []), *([policy] if policy else [])])
     if off_policy:
         if back is not None or held_out is not None:
             raise BadInput("--off-policy takes its slates from the log; give no --back and no --held-out")
-        _off_policy(settings, directories, everybody, device, users, as_json)
+        compared = _directories(settings, [*(versions or []), *([policy] if policy else [])])
+        _off_policy(settings, compared, everybody, device, users, as_json)
         return
     if all_items and unseen:
         raise BadInput("--all-items and --unseen each leave one column; give neither for both")
     beams = _numbers("--beam", beam) if beam else (settings.policies.decoding.beam,)
     ks = _numbers("--cutoffs", cutoffs) if cutoffs else ()
     ks = ks or tuple(k for k in _numbers("--cutoffs", CUTOFFS) if k <= max(beams))
+    directories = _directories(settings, [*(versions or []), *([policy] if policy else [])])
     slates: list[Any] = []
     if back is not None:
         ranking = left_out_cases(settings, back=back)
