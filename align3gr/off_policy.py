@@ -1,4 +1,4 @@
-"""``align3gr evaluate --off-policy A B``: two policies on the log's sampled slates, without serving either."""
+"""``align3gr evaluate --off-policy A B``: two policies on the log's sampled slates, neither served."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,8 +64,8 @@ def compared_off_policy(
     if report is None:
         whose = "users" if everybody else "gate users (--everybody takes all users)"
         raise BadInput(
-            f"the log holds {len(cases)} sampled slates of {whose} with a known outcome, of fewer than two users "
-            "with a history; set server.sample_share, and wait until the attribution window has closed"
+            f"the log holds {len(cases)} sampled slates of {whose} with a known outcome, of fewer than two "
+            "users with a history; set server.sample_share, and wait until the attribution window has closed"
         )
     least, worth = gate.off_policy_min_effective, min(one.effective for one in report.evaluations)
     return {**report.as_dict(), "enough": least is not None and worth >= least}

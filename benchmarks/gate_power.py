@@ -4,13 +4,14 @@
     python benchmarks/gate_power.py sequences [--runs 1000]
     python benchmarks/gate_power.py off-policy [--runs 200]
 
-*candidates*: tables of scores in a known world (benchmarks/loop/trials.py) go through ``policies.gate.decide``
-with the product's default settings: planted bad ones of five kinds at three strengths each, the reference
-itself, a twin of equal worth, a candidate that is truly better by 5%, and chains of 20 candidates that are
-each 0.5% worse than the one before and are taken unless they are refused. *sequences*: canaries without a
-difference, looked at after every batch (policies/sequential.py). *off-policy*: intervals for policies whose
-truth is known (benchmarks/loop/off_policy_trials.py). Each part is a key of the file of results
-(``--out``, default benchmarks/results/gate_power.json), with its command, commit, device, date and seconds.
+*candidates*: tables of scores in a known world (benchmarks/loop/trials.py) go through
+``policies.gate.decide`` with the product's default settings: planted bad ones of five kinds at three
+strengths each, the reference itself, a twin of equal worth, a candidate that is truly better by 5%, and
+chains of 20 candidates that are each 0.5% worse than the one before and are taken unless they are refused.
+*sequences*: canaries without a difference, looked at after every batch (policies/sequential.py).
+*off-policy*: intervals for policies whose truth is known (benchmarks/loop/off_policy_trials.py). Each part is
+a key of the file of results (``--out``, default benchmarks/results/gate_power.json), with its command,
+commit, device, date and seconds.
 """
 
 import argparse
@@ -101,7 +102,7 @@ class Bench:
         return {"kind": name, "users": USERS, **self._shares(outcomes)}
 
     def chains(self, *, anchored: bool, runs: int) -> dict[str, Any]:
-        """Chains of candidates each a little worse than the last; what is not refused becomes the reference."""
+        """Chains of candidates each a bit worse than the last; what is not refused becomes the reference."""
         strengths = [
             self.trial.strength("inverted", 1 - (1 - CHAIN_LOSS) ** step) for step in range(1, CHAIN + 1)
         ]
@@ -134,7 +135,9 @@ class Bench:
             lost.append(1 - (1 - CHAIN_LOSS) ** taken)
         steps = [one for one in stopped if one is not None]
         return {
-            "kind": f"chain of {CHAIN}, each {CHAIN_LOSS:.1%} worse, {'with' if anchored else 'without'} the anchor",
+            "kind": f"chain, {'with' if anchored else 'without'} the anchor",
+            "candidates": CHAIN,
+            "each_loses": CHAIN_LOSS,
             "runs": runs,
             "users": USERS,
             "stopped": len(steps) / runs,

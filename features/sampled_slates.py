@@ -1,4 +1,5 @@
-"""Sampled slates as off-policy evaluation needs them: every place in order, its propensity, and what came of it.
+"""Sampled slates as off-policy evaluation needs them: every place in order, its propensity, and what came of
+it.
 
 Unlike the cases of ``features.cases``, a slate is here whole, also where nobody liked or looked at anything:
 leaving those out would make every policy look good.

@@ -2,25 +2,25 @@
 
 A slate i shows items y_1 .. y_T (T may differ), drawn by ``Policy.sample`` of the policy that served it with
 the logged propensities p_t = P(y_t | x, y_1 .. y_{t-1}); pi_t is the same under the policy in question and
-w_t = prod_{s<=t} pi_s / p_s. The reward r_t is 1 where the item at place t came to be liked, else 0 (also where
-it was not seen). The worth of a policy is its expected sum of rewards a slate, E[sum_t r_t].
+w_t = prod_{s<=t} pi_s / p_s. The reward r_t is 1 where the item at place t came to be liked, else 0 (also
+where it was not seen). The worth of a policy is its expected sum of rewards a slate, E[sum_t r_t].
 
-- **IPS**      mean_i of w_T sum_t r_t. Unbiased whatever rewards depend on; its variance grows with every place.
+- **IPS**      mean_i of w_T sum_t r_t. Unbiased whatever rewards depend on; each place adds variance.
 - **Cascade**  mean_i of sum_t w_t r_t. Unbiased where a reward does not depend on what stands *below* it
   (people read from the top): McInerney et al., KDD 2020, "reward interaction IPS".
 - **SNIPS**    the same with each place normalised by its own weights, sum_t (sum_i w_t r_t / sum_i w_t):
   Swaminathan & Joachims 2015; a bias of order 1/n buys a far smaller variance.
-- **DR**       mean_i of sum_t m(y'_t, t) + sum_t (sum_i w_t (r_t - m(y_t, t)) / sum_i w_t): a model of rewards m,
-  asked about a slate y' drawn from the policy in question for the same user, corrected by the weighted
-  residuals of what was really shown (after Kiyohara et al., WSDM 2022). Right when the weights are, whatever m
-  is; and when m is, whatever the weights are.
+- **DR**       mean_i of sum_t m(y'_t, t) + sum_t (sum_i w_t (r_t - m(y_t, t)) / sum_i w_t): a model of
+  rewards m, asked about a slate y' drawn from the policy in question for the same user, corrected by the
+  weighted residuals of what was really shown (after Kiyohara et al., WSDM 2022). Right when the weights are,
+  whatever m is; and when m is, whatever the weights are.
 
 The reward model is m(y, t) = e_t a_y: the rate of place t times the item's, which is its likes over what its
 places let expect, shrunk towards 1 (``RewardModel``); fitted on other users than it is asked about (folds).
 
-Intervals: estimates are ratios of means, so each slate has an influence (delta method); slates of one user are
-added up, and the interval is Student's over users. The *effective number* of slates is (sum w_T)^2 / sum w_T^2:
-where it is small, a few slates speak for all and the interval is not to be trusted.
+Intervals: estimates are ratios of means, so each slate has an influence (delta method); slates of one user
+are added up, and the interval is Student's over users. The *effective number* of slates is (sum w_T)^2 / sum
+w_T^2: where it is small, a few slates speak for all and the interval is not to be trusted.
 
 Why no library: obp, the reference for these estimators, has slates but does not install on a Python that we
 support (0.5.7 of 2023: <3.11); scope-rl builds on it. Here is what is needed, proven against exact truth.
@@ -135,7 +135,7 @@ def difference(ours: Evaluation, theirs: Evaluation, estimator: str) -> Estimate
 
 
 def naive(log: SlateLog) -> Estimate:
-    """The mean of what was logged: right for the policy that served the slates, and often taken for others."""
+    """The mean of what was logged: right for the policy that served, and often taken for others."""
     rewards = np.where(np.isnan(log.logged), 0.0, log.rewards).sum(axis=1)
     users = int(log.users.max()) + 1
     influence = np.bincount(log.users, weights=rewards - rewards.mean(), minlength=users) / len(rewards)

@@ -31,7 +31,8 @@ def slate_propensities(
 
     ``users``: what was known when the slate was asked for; ``seen`` without the slate's own items. 0 for an
     item that the policy cannot give this user (unknown, seen, not eligible) and for all that follow it; NaN
-    behind the end of a slate, and for a user of whose history the policy knows nothing (it would not be asked).
+    behind the end of a slate, and for a user of whose history the policy knows nothing (it would not be
+    asked).
     """
     longest = max((len(slate) for slate in slates), default=0)
     found = np.full((len(users), longest), np.nan)

@@ -1,8 +1,9 @@
-"""Off-policy evaluation of policies on the log's sampled slates: cases in, figures out (policies/off_policy.py).
+"""Off-policy evaluation of policies on the log's sampled slates: cases in, figures out
+(policies/off_policy.py).
 
-What a user had met and what the history was are as of the request; what may be recommended is as of now, since
-the log does not keep it. Slates of users of whose history a policy knows nothing are left out: both would
-answer them by popularity, not by what they learned.
+What a user had met and what the history was are as of the request; what may be recommended is as of now,
+since the log does not keep it. Slates of users of whose history a policy knows nothing are left out: both
+would answer them by popularity, not by what they learned.
 """
 
 from collections.abc import Collection, Sequence
@@ -153,7 +154,7 @@ def _drawn(
     seed: int,
     progress: Progress | None,
 ) -> list[list[str]]:
-    """One slate of the policy for each case, as long as the logged one: what the reward model is asked about."""
+    """One slate of the policy for each case, as long as the logged one: what the reward model is asked."""
     allowed = policy.eligible(eligible)
     longest = max(len(case.items) for case in cases)
     found: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Slices of the gate users and of the catalogue: who and what a gain must not be paid by (policies/gate/slices).
+"""Slices of the gate users and of the catalogue: who must not pay for a gain (policies/gate/slices).
 
 New and heavy users by the length of the history in their prompt; young items by when they first came into the
 catalogue; deciles of popularity by the reference's own order of the eligible items, 10 the most popular.

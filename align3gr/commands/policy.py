@@ -116,7 +116,7 @@ def why_policy(
             facts["sentences"].append(
                 f"Taken again from its stored input, the decision is the same: {again['outcome']}."
                 if facts["same"]
-                else f"Taken again from its stored input, the decision DIFFERS: {again['outcome']}: {again['why']}"
+                else f"Taken again from its stored input, it DIFFERS: {again['outcome']}: {again['why']}"
             )
     facts["sentences"] += [_sentence(move).strip() for move in moves] or [
         f"{version} never was the reference."
@@ -253,7 +253,7 @@ def _sentence(move: dict[str, Any]) -> str:
 
 
 def _decision_of(registry: "Registry", manifest: dict[str, Any]) -> dict[str, Any] | None:
-    """The stored decision with all its figures; none for a policy of no round, or where the record is gone."""
+    """The stored decision with all figures; none for a policy of no round, or where the record is gone."""
     from policies.gate.record import NoDecision, stored_decision
 
     round_id = (manifest.get("lineage") or {}).get("round_id")

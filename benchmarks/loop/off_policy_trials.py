@@ -1,10 +1,10 @@
 """Off-policy intervals against known truth: 200 policies in the demo's world, each with a log of its own.
 
-A policy serves sampled slates (Plackett-Luce over its scores, as ``Policy.sample``); another, a random change of
-it, is estimated from them by policies/off_policy.py. Rewards follow the demo's users (a like at a place has
-probability looked(place) * liked(user, item)), half of the worlds with tired readers: after a like above, each
-place is looked at less, so that rewards depend on the slate above them. The truth is the mean of expected
-rewards over many slates of the estimated policy; its own error is below a hundredth of an interval.
+A policy serves sampled slates (Plackett-Luce over its scores, as ``Policy.sample``); another, a random change
+of it, is estimated from them by policies/off_policy.py. Rewards follow the demo's users (a like at a place
+has probability looked(place) * liked(user, item)), half of the worlds with tired readers: after a like above,
+each place is looked at less, so that rewards depend on the slate above them. The truth is the mean of
+expected rewards over many slates of the estimated policy; its own error is below a hundredth of an interval.
 """
 
 from collections import defaultdict
@@ -65,7 +65,7 @@ class SampledWorld:
         if not tired:
             return float(self.chances(users, slates).sum(axis=1).mean())
         chances, worth = self.chances(users, slates), np.zeros(len(users))
-        # The expectation over likes above, by carrying the distribution of patience: TIRED to the number of likes.
+        # The expectation over likes above, by carrying the distribution of their number.
         states = np.zeros((len(users), PLACES + 1))
         states[:, 0] = 1.0
         powers = TIRED ** np.arange(PLACES + 1)

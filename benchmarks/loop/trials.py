@@ -1,10 +1,11 @@
-"""Candidates of known worth before the real gate: policies are tables of scores in a world whose truth is known.
+"""Candidates of known worth before the real gate: policies are tables of scores in a world whose truth is
+known.
 
-The reference is the truth, blurred. A candidate changes it by one kind of mistake (or repair) whose strength is
-found by bisection, so that its *true worth*, the expected liked places of its lists over all users of the world,
-moves by exactly what was asked. A run draws gate users, lets the reference serve them sampled slates, draws
-their reactions and their organic likes, and measures both policies on these as trainer/evaluation.py does: the
-gate sees nothing else.
+The reference is the truth, blurred. A candidate changes it by one kind of mistake (or repair) whose strength
+is found by bisection, so that its *true worth*, the expected liked places of its lists over all users of the
+world, moves by exactly what was asked. A run draws gate users, lets the reference serve them sampled slates,
+draws their reactions and their organic likes, and measures both policies on these as trainer/evaluation.py
+does: the gate sees nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ SLATES = 3
 ORGANIC = 2
 """Likes of a gate user that no policy selected."""
 NEW_SHARE = 0.2
-"""The fifth of the users with the shortest past are the new ones, the tenth with the longest the heavy ones."""
+"""The fifth of the users with the shortest past is new, the tenth with the longest is heavy."""
 YOUNG_SHARE = 0.2
 
 Change = Callable[[Ints, float, np.random.Generator], Floats]
@@ -72,7 +73,7 @@ class TrialWorld:
     def worth(
         self, scores: Floats, *, users: np.ndarray | None = None, items: np.ndarray | None = None
     ) -> float:
-        """Expected liked places of the best lists; of ``users`` only, counting ``items`` only, where given."""
+        """Expected liked places of the best lists; of ``users`` only, counting ``items`` only, if given."""
         rows = np.arange(len(scores)) if users is None else np.flatnonzero(users)
         lists = top(np.where(self.world.met[rows], -np.inf, scores[rows]), self.world.places)
         liked = self.world.liked[rows[:, None], lists] * self.world.looked

@@ -76,8 +76,8 @@ class Coverage:
         value, reference = given.candidate.coverage, given.reference.coverage
         bound = trial.settings.coverage_share * reference
         words = (
-            f"coverage: the candidate recommends {value:.2%} of the catalogue, the reference {reference:.2%}; "
-            f"must be at least {bound:.2%}"
+            f"coverage: the candidate recommends {value:.2%} of the catalogue, the reference "
+            f"{reference:.2%}; must be at least {bound:.2%}"
         )
         yield Check("coverage", "coverage", value, bound, value - reference, value >= bound, words)
 
@@ -95,8 +95,8 @@ class Concentration:
             return
         bound = reference + trial.settings.concentration_rise
         words = (
-            f"popularity concentration: {value:.2%} of the candidate's recommendations go to the most popular "
-            f"items, {reference:.2%} of the reference's; must be at most {bound:.2%}"
+            f"popularity concentration: {value:.2%} of the candidate's recommendations go to the most "
+            f"popular items, {reference:.2%} of the reference's; must be at most {bound:.2%}"
         )
         yield Check("concentration", "concentration", value, bound, value - reference, value <= bound, words)
 
@@ -122,7 +122,8 @@ class Latency:
         ratio = float(np.median(ours / theirs))
         words = (
             f"latency: {np.median(ours):.1f} ms a batch against {np.median(theirs):.1f} ms of the reference "
-            f"on this machine, {ratio:.2f} times as long (median of {turns} turns); must be at most {factor:g}"
+            f"on this machine, {ratio:.2f} times as long (median of {turns} turns); must be at most "
+            f"{factor:g}"
         )
         value = float(np.median(ours) - np.median(theirs))
         yield Check("latency", "latency", ratio, factor, value, ratio <= factor, words)
@@ -157,8 +158,8 @@ class NotWorse:
         passed = statistic > bound or (bound == 0.0 and statistic >= 0.0)
         words = (
             f"{WORDS[self.metric]}: {ours.mean():.4f} against {theirs.mean():.4f} of the {self.compared} "
-            f"{other.version} over {len(ours)} users; lower bound of the difference {statistic:+.4f}, must be "
-            f"above {bound:+.4f}"
+            f"{other.version} over {len(ours)} users; lower bound of the difference {statistic:+.4f}, must "
+            f"be above {bound:+.4f}"
         )
         yield Check(self.name, self.metric, statistic, bound, found.mean, bool(passed), words)
 
@@ -203,9 +204,10 @@ class OffPolicy:
             return
         bound = -trial.settings.off_policy_margin * found.reference
         words = (
-            f"off-policy ({found.estimator}): {found.difference:+.4f} liked places a slate against the reference's "
-            f"{found.reference:.4f}, interval {found.low:+.4f} to {found.high:+.4f} from {found.slates} sampled "
-            f"slates of {found.users} users, worth {found.effective:.0f}; its upper end must be above {bound:+.4f}"
+            f"off-policy ({found.estimator}): {found.difference:+.4f} liked places a slate against the "
+            f"reference's {found.reference:.4f}, interval {found.low:+.4f} to {found.high:+.4f} from "
+            f"{found.slates} sampled slates of {found.users} users, worth {found.effective:.0f}; its upper "
+            f"end must be above {bound:+.4f}"
         )
         # Equal policies on slates without a like: 0 against 0.
         passed = found.high > bound or (bound == 0.0 and found.high >= 0.0)

@@ -1,7 +1,7 @@
 """The decision: promote, refuse or hold, with every check that led to it.
 
-A candidate is promoted when all guards pass and one gain does; refused when a guard fails; held when there are
-too few users to judge, or when it is no better than the reference.
+A candidate is promoted when all guards pass and one gain does; refused when a guard fails; held when there
+are too few users to judge, or when it is no better than the reference.
 """
 
 from collections.abc import Mapping, Sequence

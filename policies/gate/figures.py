@@ -36,8 +36,8 @@ class PolicyFigures:
     """``metric/slice`` (as ``full/young items``) -> float64[n_users] over the cases whose target is in the
     slice, NaN: none of this user's."""
     latency_ms: tuple[float, ...] = ()
-    """Milliseconds of ``Policy.recommend`` for one and the same batch, over and over; the n-th of the candidate
-    was taken right after the n-th of the reference."""
+    """Milliseconds of ``Policy.recommend`` for one and the same batch, over and over; the n-th of the
+    candidate was taken right after the n-th of the reference."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@
 
 names a GateCheck, or a class of one that is made without arguments. Installing it changes nothing: a check
 judges when ``policies.gate.checks`` names it, and a name that nobody provides is an error, not a check less.
-A check with a method ``measure(policy, lists)`` -> user -> value (``lists``: user -> item ids, best first) has
-its figures measured with the others; ``judge`` finds them as ``per_user["own:NAME"]``, also when a decision is
-taken again from its stored input.
+A check with a method ``measure(policy, lists)`` -> user -> value (``lists``: user -> item ids, best first)
+has its figures measured with the others; ``judge`` finds them as ``per_user["own:NAME"]``, also when a
+decision is taken again from its stored input.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class UnknownCheck(PoliciesError, BadInput):  # noqa: N818 - reads as what it is
 
 
 def own_checks(names: Sequence[str]) -> list[GateCheck]:
-    """The checks of these names, in order. Raises UnknownCheck, and PoliciesError for one that cannot load."""
+    """The checks of these names, in order. Raises UnknownCheck; PoliciesError for one that cannot load."""
     if not names:
         return []
     installed = {point.name: point for point in entry_points(group=GROUP)}
@@ -37,8 +37,8 @@ def own_checks(names: Sequence[str]) -> list[GateCheck]:
         if name not in installed:
             there = ", ".join(sorted(installed)) or "none"
             raise UnknownCheck(
-                f"policies.gate.checks names {name}, which no installed distribution provides (there: {there}); "
-                "install it, or take the name out"
+                f"policies.gate.checks names {name}, which no installed distribution provides (there: "
+                f"{there}); install it, or take the name out"
             )
         try:
             loaded: Any = installed[name].load()
@@ -56,7 +56,7 @@ def own_checks(names: Sequence[str]) -> list[GateCheck]:
 
 
 def findings(check: GateCheck, given: GateInput, trial: Trial) -> list[Check]:
-    """What an own check finds. Raises PoliciesError when it breaks: a gate that cannot judge promotes nothing."""
+    """What an own check finds. Raises PoliciesError when it breaks: who cannot judge promotes nothing."""
     name = getattr(check, "name", type(check).__name__)
     try:
         found = list(check.judge(given, trial))

@@ -1,9 +1,9 @@
 """Slices: nobody may pay for the others' gain. New and heavy users, young items, deciles of popularity.
 
-A slice has few users, and there are many slices. If each had to prove that it is not worse, as the whole must,
-nearly every good candidate would fail in one of them. So in slices the burden of proof is turned round: a
-slice fails only when harm beyond ``slice_margin`` is *established*, by upper bounds that hold for all slices
-together (max-t over the shared resamples): a candidate that harms no slice fails on slices in at most
+A slice has few users, and there are many slices. If each had to prove that it is not worse, as the whole
+must, nearly every good candidate would fail in one of them. So in slices the burden of proof is turned round:
+a slice fails only when harm beyond ``slice_margin`` is *established*, by upper bounds that hold for all
+slices together (max-t over the shared resamples): a candidate that harms no slice fails on slices in at most
 ``1 - confidence`` of cases, however many slices there are. A slice with fewer than ``slice_min_users`` users
 is silent.
 """
@@ -35,9 +35,9 @@ class Slices:
             reference = float(np.nanmean(theirs))
             bound = -trial.settings.slice_margin * reference
             words = (
-                f"{words_of}: {WORDS[metric]} {found[name].mean:+.4f} against {reference:.4f} of the reference "
-                f"{given.reference.version} over {found[name].users} users; upper bound over all slices "
-                f"{uppers[name]:+.4f}, must be at least {bound:+.4f}"
+                f"{words_of}: {WORDS[metric]} moves by {found[name].mean:+.4f} from {reference:.4f} of the "
+                f"reference {given.reference.version} over {found[name].users} users; upper bound over all "
+                f"slices {uppers[name]:+.4f}, must be at least {bound:+.4f}"
             )
             passed = bool(uppers[name] >= bound)
             yield Check(f"slice:{name}", metric, uppers[name], bound, found[name].mean, passed, words)
@@ -46,7 +46,7 @@ class Slices:
 def slice_figures(
     given: GateInput, judged: Iterable[str], settings: GateSettings
 ) -> dict[str, tuple[Floats, Floats]]:
-    """``metric/slice`` -> (candidate, reference), float64[n_users] with NaN outside, of slices large enough."""
+    """``metric/slice`` -> (candidate, reference), float64[n_users], NaN outside, of slices large enough."""
     found: dict[str, tuple[Floats, Floats]] = {}
     for metric in judged:
         ours, theirs = given.candidate.per_user[metric], given.reference.per_user[metric]

@@ -1,4 +1,5 @@
-"""A stored decision, in sentences: who was judged, on whom, what spoke for it, what against, and what was not said.
+"""A stored decision, in sentences: who was judged, on whom, what spoke for it, what against, and what was not
+said.
 
 Works on ``decision.json`` and ``gate_input.json`` as they were written, also by earlier versions.
 """
@@ -47,8 +48,8 @@ def _who(version: str, decision: Mapping[str, Any], given: Mapping[str, Any] | N
         if anchor:
             against += f" and the anchor {anchor['version']}"
     return (
-        f"The gate judged {version} on {_count(decision['users'], 'user')} whose feedback no round learns from"
-        f"{against}, and {_OUTCOME[decision['outcome']]}."
+        f"The gate judged {version} on {_count(decision['users'], 'user')} whose feedback no round learns "
+        f"from{against}, and {_OUTCOME[decision['outcome']]}."
     )
 
 
@@ -88,8 +89,8 @@ def _slices(slices: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) ->
     if harmed:
         return [f"{told}; harm is established in {', '.join(one['name'][6:] for one in harmed)}."]
     return [
-        f"{told}; harm is established in none. The lowest was {worst['name'][6:]} with {worst['value']:+.4f}, "
-        f"whose upper bound is {worst['statistic']:+.4f}."
+        f"{told}; harm is established in none. The lowest was {worst['name'][6:]} with "
+        f"{worst['value']:+.4f}, whose upper bound is {worst['statistic']:+.4f}."
     ]
 
 
