@@ -21,8 +21,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ STRENGTHS = {
 """Kind -> loss of true worth; of the last two within the fifth of users or items that they harm."""
 SLICES = ("new users", "young items")
 GAIN = 0.05
-GAIN_USERS = (250, 500, 1000)
+GAIN_USERS = (250, 500, 1000, 2000)
 SLICE_USERS = 1000
 CHAIN, CHAIN_LOSS = 20, 0.005
 
@@ -103,15 +104,12 @@ class Bench:
 
     def chains(self, *, anchored: bool, runs: int) -> dict[str, Any]:
         """Chains of candidates each a bit worse than the last; what is not refused becomes the reference."""
-        strengths = [
-            self.trial.strength("inverted", 1 - (1 - CHAIN_LOSS) ** step) for step in range(1, CHAIN + 1)
-        ]
         stopped, by_anchor, lost = [], 0, []
         harm = self.trial.changes()["inverted"]
         for run in range(runs):
             step_stopped, before = None, 0.0
-            for step, strength in enumerate(strengths, 1):
-                assert strength is not None
+            for step in range(1, CHAIN + 1):
+                strength = self._chain_strength(step)
                 log = self.trial.log(USERS, np.random.default_rng([self.trial.seed, 33, run, step]))
 
                 def scores(strength: float, log: Log = log, step: int = step, run: int = run) -> np.ndarray:
@@ -149,6 +147,13 @@ class Bench:
             "lost_at_most": float(np.max(lost)),
         }
 
+    @cache  # noqa: B019 - one Bench a run
+    def _chain_strength(self, step: int) -> float:
+        """Of the candidate that has lost CHAIN_LOSS ``step`` times over."""
+        strength = self.trial.strength("inverted", 1 - (1 - CHAIN_LOSS) ** step)
+        assert strength is not None
+        return strength
+
     def _decide(self, candidate: np.ndarray, log: Log, seed: int) -> Decision:
         return decide(self.trial.given(candidate, log), SETTINGS, seed=seed)
 
@@ -161,15 +166,19 @@ class Bench:
 
 
 def candidates(
-    world: str, folder: Path | None, runs: int, *, small: bool = False, note: Callable[[dict[str, Any]], None]
+    world: str,
+    folder: Path | None,
+    runs: int,
+    *,
+    only: Sequence[str] | None,
+    note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """The table of one world; ``note`` is told all that there is after each row."""
+    """The table of one world; ``only`` rows of these kinds; ``note`` is told of all rows after each."""
     if world == "jester":
         assert folder is not None
-        made = jester(folder, 1, learners=1500 if small else 5200, judges=500 if small else 2000)
+        made = jester(folder, 1, learners=5200, judges=2000)
     else:
-        size = WorldSize(items=120, learners=900, evaluated=300) if small else WorldSize(300, 3000, 1000)
-        made = demo(1, size)
+        made = demo(1, WorldSize(items=300, learners=3000, evaluated=1000))
     bench = Bench(TrialWorld(made, 1), runs)
     rows: list[dict[str, Any]] = []
     facts = {
@@ -182,21 +191,25 @@ def candidates(
         "rows": rows,
     }
 
-    def add(row: dict[str, Any]) -> None:
-        rows.append(row)
+    def add(name: str, row: Callable[[], dict[str, Any]]) -> None:
+        if only is not None and name not in only:
+            return
+        rows.append(row())
         note(facts)
-        sys.stderr.write(json.dumps({key: row[key] for key in row if "interval" not in key}) + "\n")
+        told = {key: value for key, value in rows[-1].items() if "interval" not in key}
+        sys.stderr.write(json.dumps(told) + "\n")
         sys.stderr.flush()
 
     for name in ("itself", "twin"):
-        add(bench.equal(name))
-    for users in (USERS,) if small else GAIN_USERS:
-        add(bench.kind("better", -GAIN, users))
+        add(name, partial(bench.equal, name))
+    for kind in ("better", "better, retrained"):
+        for users in GAIN_USERS[: 3 if kind == "better" else None]:
+            add(kind, partial(bench.kind, kind, -GAIN, users))
     for kind, losses in STRENGTHS.items():
         for loss in losses:
-            add(bench.kind(kind, loss, SLICE_USERS if kind in SLICES and not small else USERS))
-    add(bench.chains(anchored=True, runs=runs))
-    add(bench.chains(anchored=False, runs=max(1, runs // 8)))
+            add(kind, partial(bench.kind, kind, loss, SLICE_USERS if kind in SLICES else USERS))
+    add("chain", partial(bench.chains, anchored=True, runs=runs))
+    add("chain", partial(bench.chains, anchored=False, runs=max(1, runs // 8)))
     return facts
 
 
@@ -267,6 +280,7 @@ def main() -> None:
     parser.add_argument("--world", choices=("demo", "jester"), default="demo")
     parser.add_argument("--folder", type=Path, default=None, help="Of jester: ratings.npz, jokes.jsonl.gz.")
     parser.add_argument("--runs", type=int, default=None)
+    parser.add_argument("--only", action="append", default=None, help="Rows of this kind; may be repeated.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gate_power.json")
     wanted = parser.parse_args()
     if wanted.world == "jester" and wanted.folder is None:
@@ -279,7 +293,8 @@ def main() -> None:
     if wanted.part == "candidates":
         key = f"candidates_{wanted.world}"
         runs = wanted.runs or 200
-        note(key, candidates(wanted.world, wanted.folder, runs, note=lambda facts: note(key, facts)))
+        told = partial(note, key)
+        told(candidates(wanted.world, wanted.folder, runs, only=wanted.only, note=told))
     elif wanted.part == "sequences":
         note("sequences", sequences(wanted.runs or 1000))
     else:

@@ -114,6 +114,9 @@ class TrialWorld:
             jitter = 0.1 * random.standard_normal((len(rows), len(self.young)))
             return self.reference[rows] + 2.0 * strength * (self.truth[rows] + jitter)
 
+        def retrained(rows: Ints, strength: float, random: np.random.Generator) -> Floats:
+            return self.twin(rows, random) + 2.0 * strength * self.truth[rows]
+
         return {
             "noise": noise,
             "inverted": inverted,
@@ -121,6 +124,7 @@ class TrialWorld:
             "new users": new_users,
             "young items": young_items,
             "better": better,
+            "better, retrained": retrained,
         }
 
     def loss(self, kind: str, scores: Floats) -> float:
