@@ -102,7 +102,8 @@ def evaluate(log: SlateLog, target: Floats, *, drawn: Ints | None = None, seed: 
     if users < 2:
         raise PoliciesError("sampled slates of at least two users are needed to tell how sure an estimate is")
     shown = ~np.isnan(log.logged)
-    weights = np.cumprod(np.where(shown, target / np.where(shown, log.logged, 1.0), 1.0), axis=1)
+    ratios = np.where(shown, target / np.where(shown, log.logged, 1.0), 1.0)
+    weights: Floats = np.cumprod(ratios, axis=1, dtype=np.float64)
     rewards = np.where(shown, log.rewards, 0.0)
     whole = weights[:, -1] * rewards.sum(axis=1)
     cascade = (weights * rewards).sum(axis=1)

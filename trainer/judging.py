@@ -167,8 +167,10 @@ def _off_policy(
 
 def _own_measures(names: Sequence[str]) -> dict[str, Measure]:
     """What own checks want to have measured."""
-    found = zip(names, own_checks(names), strict=True)
-    return {name: check.measure for name, check in found if callable(getattr(check, "measure", None))}
+    found = {
+        name: getattr(check, "measure", None) for name, check in zip(names, own_checks(names), strict=True)
+    }
+    return {name: measure for name, measure in found.items() if callable(measure)}
 
 
 def _tell(workplace: Workplace, done: int, total: int) -> None:

@@ -56,18 +56,19 @@ def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption
     registry, ledger = _rooms(context)
     manifest = registry.show(version)
     moves = [entry.as_dict() for entry in ledger.history() if version in (entry.source, entry.target)]
+    decision = _decision_of(registry, manifest)
     facts = {
         "version": version,
         "reference": ledger.reference() == version,
         "path": str(registry.path(version)),
         "manifest": manifest,
-        "gate": _decision_of(registry, manifest),
+        "gate": decision,
         "moves": moves,
     }
 
     def text() -> str:
         lines = [f"policy {version}" + (" (reference)" if facts["reference"] else "")]
-        lines += [f"{'path':<16} {facts['path']}", *_described(manifest, facts["gate"])]
+        lines += [f"{'path':<16} {facts['path']}", *_described(manifest, decision)]
         lines += [f"{'moved':<16} {_sentence(move)}" for move in moves]
         return "\n".join(lines)
 

@@ -5,12 +5,15 @@ columns stay correlated as they are (Efron & Tibshirani 1993, ch. 13). A column 
 for a user without a case in it; its resampled mean is over those drawn that have one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from .figures import Floats
+
+Name = TypeVar("Name", bound=Hashable)
 
 # Counts held at once: 4M float64 are 32 MB.
 _CHUNK = 4_000_000
@@ -36,8 +39,8 @@ class Resampled:
 
 
 def resample(
-    columns: Mapping[str, Floats], *, resamples: int, random: np.random.Generator
-) -> dict[str, Resampled]:
+    columns: Mapping[Name, Floats], *, resamples: int, random: np.random.Generator
+) -> dict[Name, Resampled]:
     """Resample the users of all ``columns`` (float64[n] each, NaN: no case) at once."""
     if not columns:
         return {}
