@@ -106,7 +106,8 @@ class Latency:
     """The candidate answers about as fast as the reference on the machine that judges.
 
     The two took turns on one batch, so that whatever else the machine does hits both alike; the statistic is
-    the median of the ratios.
+    the median of the ratios. The first
+    adapter on a full policy takes a third to two thirds longer for being one.
     """
 
     name: str = "latency"

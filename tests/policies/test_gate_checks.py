@@ -99,10 +99,10 @@ def test_simultaneous_bounds_lie_above_single_ones() -> None:
 def test_a_candidate_that_answers_slowly_is_refused() -> None:
     _, candidate, reference = world()
     reference = with_figures(reference, latency_ms=(10.0, 80.0, 11.0))
-    slow = with_figures(candidate, latency_ms=(25.0, 200.0, 26.0))
+    slow = with_figures(candidate, latency_ms=(30.0, 200.0, 33.0))
     decision = decide(given(slow, reference), SETTINGS, seed=1)
     assert decision.outcome == "refuse"
-    assert "2.50 times as long" in decision.why
+    assert "3.00 times as long" in decision.why
     alike = with_figures(candidate, latency_ms=(11.0, 300.0, 12.0))  # one slow turn of the machine
     assert decide(given(alike, reference), SETTINGS, seed=1).outcome == "promote"
     off = SETTINGS.model_copy(update={"latency_factor": None})
