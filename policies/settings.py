@@ -41,8 +41,8 @@ class GateSettings(BaseModel):
     young_days: Annotated[float, Field(gt=0)] = 30.0
     """An item is young until so many days after it first came into the catalogue."""
     latency_factor: Annotated[float, Field(ge=1.0)] | None = 2.5
-    """A candidate may take at most so many times as long as the reference; none: not looked at. A first adapter
-    on a tiny full policy takes 1.6 times as long (tests' model), with a larger one a third more."""
+    """A candidate may take at most so many times as long as the reference; none: not looked at. A first
+    adapter on a full policy takes a third longer, on a tiny one up to 1.6 times as long."""
     off_policy_min_effective: Annotated[float, Field(ge=1.0)] | None = 200.0
     """Effective number of sampled slates from which they have a say; none: never."""
     off_policy_margin: Share = 0.05
