@@ -169,6 +169,12 @@ class Catalogue:
         table = _latest(_rows_of(self._table()))
         return table.filter(table["listed"]) if listed_only else table
 
+    def first_loaded(self) -> dict[str, datetime]:
+        """When each item first came in, whatever became of it later."""
+        rows = _rows_of(self._table()).group_by("item_id").aggregate([("loaded_at", "min")])
+        names, times = rows["item_id"].to_pylist(), rows["loaded_at_min"].to_pylist()
+        return dict(zip(names, times, strict=True))
+
     def _write(self, wanted: dict[str, Item], now: datetime) -> LoadReport:
         for _ in range(_ATTEMPTS):
             handle = self._table()

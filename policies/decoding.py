@@ -127,7 +127,7 @@ def beam_search(
 
     ``beam`` prefixes are kept at each level (at least k). Raises PoliciesError when the model computes NaN.
     """
-    search = _Search(model, trie, prompts, pad_id)
+    search = Search(model, trie, prompts, pad_id)
     scores = torch.zeros(len(prompts), 1, device=search.device)
     for level in range(len(trie.levels)):
         children = search.children(level, left)
@@ -157,7 +157,7 @@ def sample_slates(
     ``keys``: one 128-bit integer a user, the seed of that user's noise and nobody else's. Raises
     PoliciesError when the model computes NaN.
     """
-    search = _Search(model, trie, prompts, pad_id)
+    search = Search(model, trie, prompts, pad_id)
     batch, device = len(prompts), search.device
     noise = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
     scores = torch.zeros(batch, 1, device=device)  # log pi
@@ -190,7 +190,7 @@ def sample_slates(
     return Found(search.items(), scores, shown)
 
 
-class _Search:
+class Search:
     """The cache, the front (W nodes a user) and its ancestry, while a search goes down the trie."""
 
     def __init__(self, model: Any, trie: DeviceTrie, prompts: Sequence[Sequence[int]], pad_id: int) -> None:

@@ -77,7 +77,7 @@ class Policy:
             )
         self._popularity = Popularity(codec, popularity)
         self._everything = self.eligible(None)
-        self._device_trie = DeviceTrie(self.trie, self.tokens.levels, self.device)
+        self.device_trie = DeviceTrie(self.trie, self.tokens.levels, self.device)
 
     @property
     def version(self) -> str:
@@ -178,13 +178,13 @@ class Policy:
         ``beam``: prefixes kept at each level, default from settings; raised to k.
         Raises BadRequest when k or beam is not positive.
         """
-        allowed = self._allowed(eligible)
+        allowed = self.allowed(eligible)
         _require_positive(k=k, beam=self.settings.beam if beam is None else beam)
         width = max(beam or self.settings.beam, k)
         lists: list[list[Recommendation]] = [[] for _ in users]
-        for places, prompts, left in self._batches(users, allowed, exclude_seen):
+        for places, prompts, left in self.batches(users, allowed, exclude_seen):
             found = beam_search(
-                self.model, self._device_trie, prompts, left, k=k, beam=width, pad_id=self.tokens.pad
+                self.model, self.device_trie, prompts, left, k=k, beam=width, pad_id=self.tokens.pad
             )
             for place, one in zip(places, self._lists(found), strict=True):
                 lists[place] = one
@@ -208,13 +208,13 @@ class Policy:
         request. An unknown user's slate is drawn so from q(item) proportional to 1 / popularity rank.
         Raises BadRequest when k or temperature is not positive.
         """
-        allowed = self._allowed(eligible)
+        allowed = self.allowed(eligible)
         _require_positive(k=k, temperature=temperature)
         lists: list[list[Recommendation]] = [[] for _ in users]
-        for places, prompts, left in self._batches(users, allowed, exclude_seen):
+        for places, prompts, left in self.batches(users, allowed, exclude_seen):
             found = sample_slates(
                 self.model,
-                self._device_trie,
+                self.device_trie,
                 prompts,
                 left,
                 k=k,
@@ -228,7 +228,8 @@ class Policy:
             lists[place] = self._popular(users[place], k, allowed, exclude_seen, seed=seed)
         return lists
 
-    def _allowed(self, eligible: Collection[str] | Eligible | None) -> Eligible:
+    def allowed(self, eligible: Collection[str] | Eligible | None) -> Eligible:
+        """Ids, a set worked out before, or none (everything) as what searches take."""
         if eligible is None:
             return self._everything
         if not isinstance(eligible, Eligible):
@@ -240,7 +241,7 @@ class Policy:
     def _unknown(self, users: Sequence[UserContext]) -> list[int]:
         return [place for place, user in enumerate(users) if not self.tokens.known(user.history)]
 
-    def _batches(
+    def batches(
         self, users: Sequence[UserContext], allowed: Eligible, exclude_seen: bool
     ) -> Iterator[tuple[list[int], list[list[int]], Left]]:
         """Users with a history in batches of like prompt length: their places, prompts and items left."""

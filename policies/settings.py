@@ -8,7 +8,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class GateSettings(BaseModel):
-    """What a candidate must show before it may become the reference. See policies/gate.py."""
+    """What a candidate must show before it may become the reference. See policies/gate and docs/gate.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,6 +30,27 @@ class GateSettings(BaseModel):
     """A candidate must recommend at least this share of the number of items the reference recommends."""
     concentration_rise: Share = 0.10
     """Rise tolerated in the share of recommendations that go to the most popular items (absolute)."""
+    slice_min_users: Annotated[int, Field(ge=2)] = 30
+    """Users with a case that a slice needs before it is judged."""
+    slice_margin: Share = 0.05
+    """Loss in a slice, as a share of the reference's mean there, that must be established for a refusal."""
+    new_history: Annotated[int, Field(ge=0)] = 5
+    """A user with at most so many items in the prompt's history is a new one."""
+    heavy_history: Annotated[int, Field(ge=1)] = 20
+    """A user with at least so many is a heavy one."""
+    young_days: Annotated[float, Field(gt=0)] = 30.0
+    """An item is young until so many days after it first came into the catalogue."""
+    latency_factor: Annotated[float, Field(ge=1.0)] | None = 2.5
+    """A candidate may take at most so many times as long as the reference; none: not looked at. A first
+    adapter on a full policy takes a third longer, on a tiny one up to 1.6 times as long."""
+    off_policy_min_effective: Annotated[float, Field(ge=1.0)] | None = 200.0
+    """Effective number of sampled slates from which they have a say; none: never."""
+    off_policy_margin: Share = 0.05
+    """Loss in liked places a slate, as a share of the reference's, that they must establish for a refusal."""
+    off_policy_slates: Annotated[int, Field(ge=1)] = 2000
+    """Sampled slates looked at, at most, the latest: bounds the time of an evaluation."""
+    checks: tuple[str, ...] = ()
+    """Own checks beside the built-in ones, by their names in the entry point group align3gr.gate_checks."""
 
 
 class PromotionSettings(BaseModel):

@@ -8,7 +8,7 @@ others: Recall@50 is never read off a beam of 20 (``beam_plan``).
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,7 +18,8 @@ from policies.gate import PolicyFigures
 from policies.policy import Eligible, Policy, Recommendation, UserContext
 
 from .metrics import CUTOFFS, POPULAR_SHARE, Floats, IntArray, ListShape, Places, per_case
-from .slates import SlateCase, log_probs, win_rate, win_rates
+from .slates import SlateCase, judged_slates, log_probs, mean_win_rates, win_rate, win_rates
+from .slicing import sliced
 
 __all__ = [
     "CUTOFFS",
@@ -40,6 +41,9 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
+
+Measure = Callable[[Policy, Mapping[str, Sequence[str]]], Mapping[str, float]]
+"""An own check's ``measure``: (policy, user -> item ids of the list, best first) -> user -> value."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class RankingFigures:
     beam: int
     """Prefixes kept at each level."""
     latency: Latency
+    per_case: Mapping[str, Floats] = field(default_factory=dict)
+    """Metric -> float64 [cases], in the order of the cases."""
 
     @property
     def means(self) -> dict[str, float]:
@@ -163,7 +169,7 @@ def rank_catalogue(
     seconds, sizes = [], []
     for start in range(0, len(cases), policy.settings.batch):
         places = order[start : start + policy.settings.batch]
-        users = [_context(cases[place]) for place in places]
+        users = [context_of(cases[place]) for place in places]
         began = time.perf_counter()
         found = policy.recommend(users, k, beam=beam, eligible=allowed, exclude_seen=exclude_seen)
         seconds.append(time.perf_counter() - began)
@@ -181,15 +187,17 @@ def rank_catalogue(
         dtype=np.float64,
     )
     names = tuple(dict.fromkeys(case.user_id for case in cases))
+    each = per_case(Places.of_ranks(ranks), cutoffs)
     return RankingFigures(
         users=names,
-        per_user=_by_user(names, cases, per_case(Places.of_ranks(ranks), cutoffs)),
+        per_user=_by_user(names, cases, each),
         cases=len(cases),
         shape=_shape(policy, items, allowed, popular, popularity, depth or k),
         validity=_validity(policy, cases, items, allowed, exclude_seen, k),
         seen_left_out=exclude_seen,
         beam=max(own, k),
         latency=Latency.of(seconds, sizes),
+        per_case=each,
     )
 
 
@@ -203,7 +211,7 @@ def popularity_baseline(
     """Metric -> mean over users, when everybody gets the most popular items (``popularity``: most first)."""
     ranks = []
     for case in cases:
-        left_out = _context(case).seen if exclude_seen else frozenset()
+        left_out = context_of(case).seen if exclude_seen else frozenset()
         listed = islice((item for item in popularity if item not in left_out), max(cutoffs))
         ranks.append(next((place for place, item in enumerate(listed, 1) if item == case.target), np.inf))
     users = tuple(dict.fromkeys(case.user_id for case in cases))
@@ -222,14 +230,18 @@ def gate_figures(
     beam: int | None = None,
     eligible: Collection[str] | None = None,
     popular: Collection[str] | None = None,
+    parts: Mapping[str, Collection[str]] | None = None,
+    measures: Mapping[str, Measure] | None = None,
     progress: Progress | None = None,
 ) -> PolicyFigures:
     """What the gate judges: ``slate`` (win rate) and ``full`` (NDCG@k) of each of ``users``; NaN: no case.
 
     Coverage, validity and concentration are those of one list a user: the last ranking case's, or, for a user
-    with slates only, the one for the last slate's history.
+    with slates only, the one for the last slate's history. ``parts``: slices of the catalogue, name -> items;
+    both metrics are also taken over the cases whose liked item is in each. ``measures``: of own checks.
     """
-    rates = win_rates(policy, slates, progress=progress)
+    judged = judged_slates(policy, slates, progress=progress)
+    rates = mean_win_rates(judged)
     ranked = (
         rank_catalogue(
             policy, ranking, cutoffs=(k,), beam=beam, eligible=eligible, popular=popular, progress=progress
@@ -238,23 +250,42 @@ def gate_figures(
         else None
     )
     full = dict(zip(ranked.users, ranked.per_user[f"ndcg@{k}"].tolist(), strict=True)) if ranked else {}
-    contexts = {case.user_id: RankingCase(case.user_id, case.history, "") for case in slates}
-    contexts |= {case.user_id: case for case in ranking}
+    asked = list_cases(slates, ranking, users)
     allowed = policy.eligible(eligible)
-    asked = [contexts[user] for user in users if user in contexts]
-    lists = policy.recommend([_context(case) for case in asked], k, beam=beam, eligible=allowed)
+    lists = policy.recommend([context_of(case) for case in asked], k, beam=beam, eligible=allowed)
     items = [[one.item_id for one in listed] for listed in lists]
     shape = _shape(policy, items, allowed, popular, None, k)
+    per_user = {"slate": rates, "full": full}
+    shown = {case.user_id: listed for case, listed in zip(asked, items, strict=True)}
+    for name, measured in (measures or {}).items():
+        per_user[f"own:{name}"] = dict(measured(policy, shown))
+    cases = [(case.target, case.user_id) for case in ranking]
+    gains = ranked.per_case[f"ndcg@{k}"] if ranked else np.empty(0)
+    slices = {
+        **sliced("slate", [(item, one.user_id) for one in judged for item in one.liked],
+                 [float(share) for one in judged for share in one.shares], parts or {}, users),
+        **sliced("full", cases, gains.tolist(), parts or {}, users),
+    }  # fmt: skip
     return PolicyFigures(
         version=policy.version,
         per_user={
-            "slate": np.array([rates.get(user, np.nan) for user in users], dtype=np.float64),
-            "full": np.array([full.get(user, np.nan) for user in users], dtype=np.float64),
+            name: np.array([values.get(user, np.nan) for user in users], dtype=np.float64)
+            for name, values in per_user.items()
         },
         coverage=shape.coverage,
         validity=_validity(policy, asked, items, allowed, True, k),
         concentration=shape.concentration,
+        item_slices=slices,
     )
+
+
+def list_cases(
+    slates: Sequence[SlateCase], ranking: Sequence[RankingCase], users: Sequence[str]
+) -> list[RankingCase]:
+    """One case a user, for the list the user would get: the last ranking case, else the last slate."""
+    found = {case.user_id: RankingCase(case.user_id, case.history, "") for case in slates}
+    found |= {case.user_id: case for case in ranking}
+    return [found[user] for user in users if user in found]
 
 
 def cases_of(slates: Any, ranking: Any) -> tuple[list[SlateCase], list[RankingCase]]:
@@ -284,7 +315,8 @@ def leave_one_out(
             yield RankingCase(user, before, history[-back]), before
 
 
-def _context(case: RankingCase) -> UserContext:
+def context_of(case: RankingCase) -> UserContext:
+    """The user as a policy is asked about a case."""
     seen = frozenset(case.history) if case.seen is None else case.seen
     return UserContext(case.user_id, case.history, seen - {case.target})
 
@@ -344,7 +376,7 @@ def _validity(
     rows, mask, eligible = policy.codec.items, allowed.mask, int(allowed.mask.sum())
     valid = []
     for case, items in zip(cases, lists, strict=True):
-        seen = _context(case).seen if exclude_seen else frozenset()
+        seen = context_of(case).seen if exclude_seen else frozenset()
         left = eligible - sum(item in rows and bool(mask[rows[item]]) for item in seen)
         valid.append(
             len(items) == min(k, left)

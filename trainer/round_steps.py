@@ -23,6 +23,7 @@ from features.errors import BadInput
 from features.histories import histories
 from policies.directory import read_manifest, write_manifest
 from policies.gate import decide
+from policies.gate.record import decision_as_dict
 from policies.ledger import LedgerConflict, PromotionHeld
 from policies.runs import RoundRun
 
@@ -164,8 +165,9 @@ class RoundSteps:
     def _gate(self) -> dict[str, Any]:
         """The decision, from the stored figures."""
         given = read_gate_input(self.directory / "gate_input.json")
-        decision = decide(given, self.workplace.policies.gate, seed=derived_seed(self.state.seed, "gate"))
-        write_json(self.directory / "decision.json", decision.as_dict())
+        settings, seed = self.workplace.policies.gate, derived_seed(self.state.seed, "gate")
+        decision = decide(given, settings, seed=seed)
+        write_json(self.directory / "decision.json", decision_as_dict(decision, settings, seed))
         return {"outcome": decision.outcome, "why": decision.why, "users": decision.users}
 
     def _register(self) -> dict[str, Any]:

@@ -34,6 +34,16 @@ class SlateCase:
     """1 liked, 0 neutral, -1 disliked; none: nothing is known of it, it is left out."""
 
 
+@dataclass(frozen=True)
+class JudgedSlate:
+    """How a policy ranks one slate: each liked item against the others that were not liked."""
+
+    user_id: str
+    liked: tuple[str, ...]
+    shares: Floats
+    """float64 [liked]: share of the others that log pi puts below the liked item, ties half."""
+
+
 def win_rates(
     policy: Policy, slates: Sequence[SlateCase], *, progress: Progress | None = None
 ) -> dict[str, float]:
@@ -41,6 +51,21 @@ def win_rates(
 
     Items without a level and items that the codec does not know are left out of their slate.
     """
+    return mean_win_rates(judged_slates(policy, slates, progress=progress))
+
+
+def mean_win_rates(judged: Sequence[JudgedSlate]) -> dict[str, float]:
+    """User -> mean win rate over that user's slates."""
+    rates: dict[str, list[float]] = {}
+    for one in judged:  # pairs of a slate: as many for each liked item, so the mean of means is theirs
+        rates.setdefault(one.user_id, []).append(float(one.shares.mean()))
+    return {user: float(np.mean(values)) for user, values in rates.items()}
+
+
+def judged_slates(
+    policy: Policy, slates: Sequence[SlateCase], *, progress: Progress | None = None
+) -> list[JudgedSlate]:
+    """The slates that hold a liked and another item that the codec knows, long histories first."""
     kept = [
         (case, items, liked)
         for case in slates
@@ -48,21 +73,28 @@ def win_rates(
         if 0 < sum(liked) < len(liked)
     ]
     kept.sort(key=lambda entry: len(entry[0].history), reverse=True)  # rows of a batch of like length
-    rates: dict[str, list[float]] = {}
+    found = []
     for start in range(0, len(kept), SLATES_AT_ONCE):
         part = kept[start : start + SLATES_AT_ONCE]
         scores = log_probs(policy, [(case.history, items) for case, items, _ in part])
-        for (case, _, liked), row in zip(part, scores, strict=True):
-            rates.setdefault(case.user_id, []).append(win_rate(row, np.array(liked)))
+        for (case, items, liked), row in zip(part, scores, strict=True):
+            mask = np.array(liked)
+            names = tuple(item for item, one in zip(items, liked, strict=True) if one)
+            found.append(JudgedSlate(case.user_id, names, win_shares(row, mask)))
         if progress is not None:
             progress("slates", min(start + SLATES_AT_ONCE, len(kept)), len(kept))
-    return {user: float(np.mean(values)) for user, values in rates.items()}
+    return found
+
+
+def win_shares(scores: Floats, liked: npt.NDArray[np.bool_]) -> Floats:
+    """For each liked item the share of the others with a lower score, ties half; [n], [n] -> [liked]."""
+    difference = scores[liked][:, None] - scores[~liked][None, :]
+    return np.asarray(((difference > 0) + 0.5 * (difference == 0)).mean(axis=1))
 
 
 def win_rate(scores: Floats, liked: npt.NDArray[np.bool_]) -> float:
     """Share of pairs (liked, other) with score(liked) > score(other), ties half; [n], [n] -> 0..1."""
-    difference = scores[liked][:, None] - scores[~liked][None, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    return float(win_shares(scores, liked).mean())
 
 
 @torch.inference_mode()

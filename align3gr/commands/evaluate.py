@@ -51,10 +51,20 @@ def evaluate(
     seeds: bool = typer.Option(
         False, "--seeds", help="The versions are seeds of one recipe: also their mean, over users and seeds."
     ),
+    off_policy: bool = typer.Option(
+        False, "--off-policy", help="Two versions on the log's sampled slates, by their propensities."
+    ),
+    everybody: bool = typer.Option(
+        False,
+        "--everybody",
+        help="With --off-policy: not gate users only. Wrong for a policy that learned from these slates.",
+    ),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda or cuda:N."),
     as_json: bool = JsonOption,
 ) -> None:
     """Measure policies: the full catalogue ranked, in two columns that are never mixed.
+
+    --off-policy A B: what each would have earned on the slates that were sampled.
 
     Cases: --back (leave one out from the log), --held-out (a file), else the log's gate users. Intervals hold
     95% of the bootstrap resamples of users; differences are paired. Popularity is measured on the same cases.
@@ -69,6 +79,12 @@ def evaluate(
     settings = settings_of(context)
     if back is not None and held_out is not None:
         raise BadInput("--back takes cases from the log and --held-out from a file; give one of them")
+    if off_policy:
+        if back is not None or held_out is not None:
+            raise BadInput("--off-policy takes its slates from the log; give no --back and no --held-out")
+        compared = _directories(settings, [*(versions or []), *([policy] if policy else [])])
+        _off_policy(settings, compared, everybody, device, users, as_json)
+        return
     if all_items and unseen:
         raise BadInput("--all-items and --unseen each leave one column; give neither for both")
     beams = _numbers("--beam", beam) if beam else (settings.policies.decoding.beam,)
@@ -106,6 +122,30 @@ def evaluate(
     if ranking:
         facts |= _facts(comparison, seeds=seeds)
     emit(facts, as_json, lambda: _table(facts, comparison))
+
+
+def _off_policy(
+    settings: "Settings",
+    directories: list[Path],
+    everybody: bool,
+    device: str,
+    users: int | None,
+    as_json: bool,
+) -> None:
+    from align3gr.off_policy import compared_off_policy, off_policy_text
+    from align3gr.progress import Bars
+
+    with Bars(shown=not as_json) as bars:
+        facts = compared_off_policy(
+            settings,
+            directories,
+            eligible=_listed(settings),
+            everybody=everybody,
+            device=device,
+            users=users,
+            progress=bars,
+        )
+    emit(facts, as_json, lambda: off_policy_text(facts, settings.policies.gate.off_policy_min_effective))
 
 
 def _directories(settings: "Settings", versions: list[str]) -> list[Path]:

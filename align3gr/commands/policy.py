@@ -1,4 +1,4 @@
-"""Commands: policy list, show, promote, rollback, resume, history, export, mirror."""
+"""Commands: policy list, show, why, promote, rollback, resume, history, export, mirror."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,17 +56,19 @@ def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption
     registry, ledger = _rooms(context)
     manifest = registry.show(version)
     moves = [entry.as_dict() for entry in ledger.history() if version in (entry.source, entry.target)]
+    decision = _decision_of(registry, manifest)
     facts = {
         "version": version,
         "reference": ledger.reference() == version,
         "path": str(registry.path(version)),
         "manifest": manifest,
+        "gate": decision,
         "moves": moves,
     }
 
     def text() -> str:
         lines = [f"policy {version}" + (" (reference)" if facts["reference"] else "")]
-        lines += [f"{'path':<16} {facts['path']}", *_described(manifest)]
+        lines += [f"{'path':<16} {facts['path']}", *_described(manifest, decision)]
         lines += [f"{'moved':<16} {_sentence(move)}" for move in moves]
         return "\n".join(lines)
 
@@ -76,6 +78,53 @@ def show_policy(context: typer.Context, version: str, as_json: bool = JsonOption
         emit({**facts, "damage": str(error)}, as_json, text)
         raise
     emit({**facts, "damage": None}, as_json, text)
+
+
+@policy.command("why")
+def why_policy(
+    context: typer.Context,
+    version: str,
+    replay: bool = typer.Option(
+        False,
+        "--replay",
+        help="Take the decision again from its stored input, and say whether it is the same.",
+    ),
+    as_json: bool = JsonOption,
+) -> None:
+    """Say in sentences why VERSION was promoted, held or refused, and what became of it.
+
+    With --replay exits with 1 when the decision, taken again, differs.
+    """
+    from policies.gate.record import DECISION, decide_again, same, stored_decision, stored_input
+    from policies.gate.words import sentences
+
+    registry, ledger = _rooms(context)
+    round_id = (registry.show(version).get("lineage") or {}).get("round_id")
+    moves = [entry.as_dict() for entry in ledger.history() if version in (entry.source, entry.target)]
+    facts: dict[str, Any] = {"version": version, "round_id": round_id, "outcome": None, "moves": moves}
+    if round_id is None:
+        facts["sentences"] = [f"{version} comes from no round, so no gate has judged it."]
+        if replay:
+            facts["sentences"].append("There is no decision to take again.")
+    else:
+        directory = registry.home / "rounds" / str(round_id)
+        decision = stored_decision(directory)
+        facts |= {"outcome": decision["outcome"], "decision": str(directory / DECISION)}
+        facts["sentences"] = sentences(version, decision, stored_input(directory))
+        if replay:
+            stored, again = decide_again(directory)
+            facts["same"] = same(stored, again)
+            facts["sentences"].append(
+                f"Taken again from its stored input, the decision is the same: {again['outcome']}."
+                if facts["same"]
+                else f"Taken again from its stored input, it DIFFERS: {again['outcome']}: {again['why']}"
+            )
+    facts["sentences"] += [_sentence(move).strip() for move in moves] or [
+        f"{version} never was the reference."
+    ]
+    emit(facts, as_json, lambda: "\n".join(facts["sentences"]))
+    if facts.get("same") is False:
+        raise typer.Exit(1)
 
 
 @policy.command("promote")
@@ -204,7 +253,20 @@ def _sentence(move: dict[str, Any]) -> str:
     return f"{move['seq']:>4}  {move['at'][:19]}  {move['who']} {steps[move['action']]}: {move['why']}"
 
 
-def _described(manifest: dict[str, Any]) -> list[str]:
+def _decision_of(registry: "Registry", manifest: dict[str, Any]) -> dict[str, Any] | None:
+    """The stored decision with all figures; none for a policy of no round, or where the record is gone."""
+    from policies.gate.record import NoDecision, stored_decision
+
+    round_id = (manifest.get("lineage") or {}).get("round_id")
+    if round_id is None:
+        return None
+    try:
+        return stored_decision(registry.home / "rounds" / str(round_id))
+    except NoDecision:
+        return None
+
+
+def _described(manifest: dict[str, Any], decision: dict[str, Any] | None) -> list[str]:
     """Kind, base, lineage and gate of a manifest as aligned lines."""
     lineage = manifest.get("lineage") or {}
     lines = [f"{'kind':<16} {manifest.get('kind')}"]
@@ -216,7 +278,7 @@ def _described(manifest: dict[str, Any]) -> list[str]:
     for name, value in (lineage.get("metrics") or {}).items():
         if isinstance(value, int | float):
             lines.append(f"{name:<16} {value:.4f}")
-    gate = (lineage.get("metrics") or {}).get("gate") or lineage.get("gate")
+    gate = decision or lineage.get("gate")
     if isinstance(gate, dict):
         lines.append(f"{'gate':<16} {gate.get('outcome')}: {gate.get('why')}")
         for check in gate.get("checks", []):

@@ -11,6 +11,7 @@ import torch
 from policies.codec import ScidCodec
 from policies.policy import Policy, UserContext
 from policies.prompt import prompt_ids
+from policies.propensity import slate_propensities
 from policies.settings import DecodingSettings
 from tests.policies.factory import item_ids, write_tiny_policy
 from tests.policies.test_decoding import exhaustive, ids_of, users
@@ -156,3 +157,27 @@ def test_unknown_users_are_sampled_too_with_the_law_of_ranks(tmp_path: Path) -> 
         share = weight / sum(weights.values())
         # 5 standard deviations of a binomial.
         assert abs(counts[name] - 3000 * share) < 5 * np.sqrt(3000 * share * (1 - share))
+
+
+def test_the_propensities_of_a_served_slate_are_found_again(small: Policy) -> None:
+    several = [UserContext(f"u{n}", ("item-002", "item-005")[: n % 2 + 1], USER.seen) for n in range(12)]
+    served = small.sample(several, 4, seed=3, temperature=1.3)
+    slates = [[one.item_id for one in slate] for slate in served]
+    slates[0] = slates[0][:2]
+    found = slate_propensities(small, several, slates, temperature=1.3)
+    assert found.shape == (12, 4)
+    assert np.isnan(found[0, 2:]).all()
+    for row, slate in enumerate(served):
+        logged = [one.propensity for one in slate][: len(slates[row])]
+        assert found[row, : len(logged)] == pytest.approx(logged, rel=1e-4)
+
+
+def test_another_policys_propensities_follow_its_law(small: Policy) -> None:
+    found = slate_propensities(
+        small, [USER] * 3, [["item-003", "item-000"], ["item-006", "item-000"], ["none"]]
+    )
+    assert found[0] == pytest.approx(law(q_of(small, USER), 2)["item-003", "item-000"], rel=1e-4)
+    assert found[1].tolist() == [0.0, 0.0]  # seen: this user cannot get it, and nothing can follow it
+    assert found[2, 0] == 0.0
+    unknown = slate_propensities(small, [UserContext("nobody")], [["item-003"]])
+    assert np.isnan(unknown).all()
