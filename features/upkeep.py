@@ -19,6 +19,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from .forgetting import drop_replacements
 from .log import COMMITS_KEPT_DAYS, FeedbackLog
 from .manifest import named_versions
 from .settings import UpkeepSettings
@@ -60,7 +61,7 @@ def keep_up(
     Raises DatasetMissing when a manifest cannot be read: then nothing is deleted.
     """
     now = now or datetime.now(UTC)
-    with _lock(lock_file) as owner:
+    with upkeep_lock(lock_file) as owner:
         if not owner:
             return UpkeepReport(owner=False)
         started = time.monotonic()
@@ -132,6 +133,7 @@ def vacuum(
     there = [info.path for info in store.get_file_info(run(dry=True)) if info.type != fs.FileType.NotFound]
     if there:
         run(dry=False)
+    drop_replacements(log, kept)
     return there, kept
 
 
@@ -157,8 +159,8 @@ def _newest(log: FeedbackLog) -> DeltaTable:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Whether this process is the owner; the system frees the lock when the owner dies."""
+def upkeep_lock(file: Path) -> Iterator[bool]:
+    """Whether this process owns the table's upkeep; the system frees the lock when the owner dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:
         try:
