@@ -19,6 +19,7 @@ from .commands import (
     events,
     features,
     ingest,
+    keeping,
     policy,
     recommend,
     rounds,
@@ -64,6 +65,7 @@ for _module in (
     evaluate,
     serve,
     status,
+    keeping,
     demo,
 ):
     app.add_typer(_module.app)

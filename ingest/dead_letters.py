@@ -5,6 +5,7 @@ offset), so a letter that was published twice after a crash is one letter, and a
 the same key says that it was replayed.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable
@@ -222,3 +223,15 @@ def _close(producer: KafkaProducer) -> None:
 
 def _key(life: str, topic: str, partition: int, offset: int) -> str:
     return f"{life}/{topic}/{partition}/{offset}"
+
+
+def forget_letters(settings: KafkaSettings, user_id: str) -> int:
+    """Mark the letters of ``user_id`` as gone: nobody lists or replays them any more; how many those were.
+
+    The bytes leave the broker with the topic's retention (or its compaction: the mark has the letter's key);
+    Kafka deletes no record by itself. Raises BrokerUnreachable, TopicMissing, DeadLettersRefused.
+    """
+    quoted = [json.dumps(user_id).encode(), json.dumps(user_id, ensure_ascii=False).encode()]
+    letters = [one for one in list_dead_letters(settings) if any(words in one.value for words in quoted)]
+    _mark_replayed(settings, letters)
+    return len(letters)

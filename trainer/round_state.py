@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 Status = Literal["running", "finished", "failed"]
 FORMAT = 1
 _STATE = "state.json"
-_RECORD = {_STATE, "gate_input.json", "decision.json", "metrics.jsonl", "run.jsonl", "mlflow.json"}
+_RECORD = {
+    *(_STATE, "gate_input.json", "decision.json", "metrics.jsonl", "run.jsonl", "mlflow.json"),
+    "forgotten.json",
+}
 """What of a round is never tidied away."""
 
 
