@@ -40,7 +40,7 @@ class NobodyToForget(FeaturesError, BadInput):  # noqa: N818 - reads as what it 
 
 @dataclass
 class Journal:
-    """What is known of one forgetting. On disk under the user's mark; ``items`` only while it is under way."""
+    """What is known of one forgetting, on disk under the user's mark; ``items`` only while it is under way."""
 
     at: str
     done: bool = False

@@ -21,7 +21,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -122,11 +122,11 @@ class PreferenceDataset:
         if since is None and settings.dataset.window_s is not None and snapshot.watermark is not None:
             since = snapshot.watermark - timedelta(seconds=settings.dataset.window_s)
         out_dir.mkdir(parents=True, exist_ok=True)
-        with building(out_dir) as folder, connect(settings) as con:
+        with _building(out_dir) as folder, connect(settings) as con:
             counted = _Build(con, snapshot, settings, since, gate_share, stop_share).run(folder, progress)
             manifest = counted.manifest(clock())
             write_manifest(folder, manifest)
-            path = publish(folder, out_dir / manifest.dataset_id)
+            path = _publish(folder, out_dir / manifest.dataset_id)
         dataset = cls.open(path)
         log.info(
             "dataset built id=%s log_version=%d likes=%d easy=%d hard=%d duplicates=%d unsigned=%d",
@@ -168,13 +168,6 @@ class PreferenceDataset:
                 raise FeaturesError(
                     f"stage {stage} of {self.path} is not what its manifest says; build it again"
                 )
-
-
-def id_of(hashes: Mapping[Stage, str]) -> str:
-    """Id of a dataset from the rows' hash of each stage."""
-    both = RowsHash(["stage", "rows_hash"])
-    both.update(pa.table({"stage": list(hashes), "rows_hash": list(hashes.values())}))
-    return both.hexdigest()
 
 
 class _Build:
@@ -225,10 +218,12 @@ class _Build:
 
     def manifest(self, built_at: datetime) -> Manifest:
         hashes = {stage: rows.hexdigest() for stage, rows in self._hashes.items()}
+        both = RowsHash(["stage", "rows_hash"])
+        both.update(pa.table({"stage": list(hashes), "rows_hash": list(hashes.values())}))
         settings = self._settings
         return Manifest(
             format=FORMAT,
-            dataset_id=id_of(hashes),
+            dataset_id=both.hexdigest(),
             log_version=self._snapshot.version,
             watermark=self._snapshot.watermark,
             since=self._since,
@@ -328,7 +323,7 @@ def _named(found: pa.Table, numbered: Numbered) -> pa.Table:
 
 
 @contextmanager
-def building(out_dir: Path) -> Iterator[Path]:
+def _building(out_dir: Path) -> Iterator[Path]:
     """A folder to build in, gone afterwards unless renamed; a full disk is one line."""
     folder = Path(tempfile.mkdtemp(prefix=".building-", dir=out_dir))
     folder.chmod(0o755)  # other processes read what the round's process builds
@@ -352,7 +347,7 @@ def _sweep(out_dir: Path, newest: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def publish(folder: Path, path: Path) -> Path:
+def _publish(folder: Path, path: Path) -> Path:
     """Give the finished folder its name, unless an equal dataset has it already."""
     for file in folder.iterdir():
         with file.open("rb") as written:

@@ -6,8 +6,8 @@ from urllib.parse import unquote
 from deltalake import DeltaTable
 
 REPLACED = Path("_forgotten/files")
-"""Where copies of the log's old files lie that lack the rows of people who were forgotten, each under the path
-that the file itself had: it is gone (features.forgetting)."""
+"""Where copies of the log's old files lie that lack the rows of who was forgotten, each under the path that
+the file itself had: that is gone (features.forgetting)."""
 
 
 def files_of(table: DeltaTable) -> list[str]:

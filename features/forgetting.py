@@ -9,7 +9,7 @@ Order: the tombstone first (ingest drops their rows from its next batch on), the
 table's properties: Delta refuses every append that was begun before it, so no batch in flight can land
 afterwards with their rows in it. Then the newest version's files are replaced in one commit (which names
 files, not the person), then every other file. Each step finds by itself what is still to be done, so a
-repetition finishes what a kill left. The caller holds the lock of upkeep: a compaction must not run beside it.
+repetition finishes what a kill left. The caller holds the lock of upkeep: no compaction may run beside it.
 """
 
 import json
@@ -40,7 +40,7 @@ from .settings import FeatureSettings
 _log = logging.getLogger(__name__)
 
 _STATISTICS = ("occurred_at", "arrived_at", "landed_at", "kafka_partition", "kafka_offset")
-"""Columns with statistics in the log's commits (delta.dataSkippingStatsColumns): none of them names anybody."""
+"""Columns with statistics in the log's commits (delta.dataSkippingStatsColumns): none names anybody."""
 _ATTEMPTS = 20
 _APPEND_ONLY = "delta.appendOnly"
 
@@ -217,7 +217,7 @@ def _every_file(log: FeedbackLog) -> list[Path]:
     root = Path(log.uri)
     if "://" in log.uri:
         raise FeaturesError(
-            f"the feedback log at {log.uri} is not on a disk of this machine; forgetting is not supported there"
+            f"the feedback log at {log.uri} is not on a disk of this machine; there nobody can be forgotten"
         )
     files = [*root.glob("landed_on=*/*.parquet"), *(root / REPLACED).rglob("*.parquet")]
     return sorted(file for file in files if not file.name.startswith(".") and _has_users(file))

@@ -1,22 +1,25 @@
 """Forgetting in the dataset snapshots: those that hold the person's samples are written anew without them.
 
 All that a dataset learns is per user, so what is left is, row for row, the dataset that would have been built
-had the person never been there: its id is as predicted. What became of every dataset stands in
+had the person never been there: its id is as predicted. (Weights are a stage's: they get their mean of 1 anew,
+which may differ from a build in the last bit. A replay's older samples stay those that were drawn.) What became of every dataset stands in
 ``datasets/.forgotten.json``: policies go on naming the id they learned from.
 """
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .datasets import building, id_of, publish
 from .errors import FeaturesError
 from .forgetting import holding, without_user
 from .manifest import MANIFEST, STAGES, Manifest, Stage, StageCounts, read_manifest, write_manifest
@@ -102,18 +105,58 @@ def _folders(datasets: Path) -> Iterator[Path]:
 
 def _rewrite(folder: Path, user_id: str, at: datetime) -> Rewritten:
     manifest = read_manifest(folder)
-    with building(folder.parent) as staging:
+    with _staging(folder.parent) as staging:
         gone = sum(without_user(file, user_id, staging / file.name) for file in folder.glob("*.parquet"))
+        for file in staging.glob("*.parquet"):
+            _weigh_again(file)
         counts = {stage: _counts(staging, stage, manifest.stages[stage]) for stage in STAGES}
         if not any(stage.samples for stage in counts.values()):
             return Rewritten(folder.name, None, gone, at.isoformat())
-        now = id_of({stage: counts[stage].rows_hash for stage in STAGES})
+        now = _id_of({stage: counts[stage].rows_hash for stage in STAGES})
         write_manifest(staging, _renamed(manifest, now, counts))
         for file in folder.iterdir():
             if not (staging / file.name).exists():
                 shutil.copy2(file, staging / file.name)
-        publish(staging, folder.parent / now)
+        _publish(staging, folder.parent / now)
     return Rewritten(folder.name, now, gone, at.isoformat())
+
+
+@contextmanager
+def _staging(datasets: Path) -> Iterator[Path]:
+    """A folder to write in under the name of one being built; gone afterwards unless renamed."""
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=datasets))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(staging: Path, path: Path) -> None:
+    """Give the folder its name, unless an equal dataset has it."""
+    try:
+        staging.rename(path)
+    except OSError:
+        if not (path / MANIFEST).exists():
+            raise
+
+
+def _id_of(hashes: dict[Stage, str]) -> str:
+    """As features.datasets names a dataset."""
+    both = RowsHash(["stage", "rows_hash"])
+    both.update(pa.table({"stage": list(hashes), "rows_hash": list(hashes.values())}))
+    return both.hexdigest()
+
+
+def _weigh_again(file: Path) -> None:
+    """Weights have the mean 1 over a stage."""
+    if "weight" not in pq.read_schema(file).names:
+        return
+    rows = pq.read_table(file)
+    if rows.num_rows:
+        weights = pc.divide(rows.column("weight"), pc.mean(rows.column("weight")))
+        place = rows.schema.get_field_index("weight")
+        pq.write_table(rows.set_column(place, rows.schema.field(place), weights), file, compression="zstd")
 
 
 def _counts(folder: Path, stage: Stage, before: StageCounts) -> StageCounts:

@@ -1,7 +1,7 @@
 """Tombstones: who was forgotten, so that no replay brings them back.
 
-A tombstone is a keyed hash of the user's id, never the id: ``BLAKE2b-128(key, user_id)`` with a random key of
-the store's own. All lie in one file in the log's folder, under a name that Delta leaves alone, so that whoever
+A tombstone is a keyed hash of the user's id, never the id: ``BLAKE2b-128(key, user_id)`` with a random key
+of the store's own. All lie in one file in the log's folder, under a name that Delta leaves alone, so that whoever
 may write the log sees them. Looking costs one ``stat`` a batch while nobody was forgotten, and one hash for
 each user of a batch from then on.
 """
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from .errors import FeaturesError
 
 FOLDER = "_forgotten"
-"""Folder of the log for what forgetting leaves behind; Delta's vacuum passes over names with an underscore."""
+"""Folder of the log for what forgetting leaves behind; Delta's vacuum passes over such names."""
 
 _FILE = "tombstones.json"
 _KEY_BYTES = 32

@@ -18,7 +18,6 @@ from policies.registry import RegisteredPolicy, Registry
 
 from .round_state import RoundsTable, RoundState, ended, write_json
 
-
 NOTE = "forgotten.json"
 
 

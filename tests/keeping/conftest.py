@@ -17,7 +17,7 @@ from trainer.rounds import start_round
 
 @pytest.fixture(scope="session")
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Feedback, v1, a round that registered v2, more feedback, the online store and its exports. Read only."""
+    """Feedback, v1, a round that registered v2, more feedback, the online store, its exports. Read only."""
     torch.set_num_threads(1)
     home = make_home(tmp_path_factory.mktemp("keeping") / "home")
     start_round(workplace(home))

@@ -1,8 +1,8 @@
 """Every byte that a store keeps, as it would be read by who takes the disk: for tests that grep it.
 
 Parquet pages are compressed, so a plain grep sees nothing in them; here each page of each column chunk, the
-dictionary pages too, is taken out of its file and decompressed. The page headers are Thrift's compact protocol
-(parquet.thrift, PageHeader).
+dictionary pages too, is taken out of its file and decompressed. Page headers are in Thrift's compact
+protocol (parquet.thrift, PageHeader).
 """
 
 from collections.abc import Iterator
