@@ -7,9 +7,8 @@ they were known. So a run that was killed anywhere is simply run again.
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,17 +20,17 @@ from features.forgotten_datasets import Rewritten, datasets_with, forget_in_data
 from features.log import FeedbackLog
 from features.online.forgetting import forget_online, known_online
 from features.tombstones import FOLDER, bury, read_tombstones
-from features.upkeep import upkeep_lock
+from features.upkeep import held_upkeep
 from policies.registry import Registry
 from trainer.forgetting import Learned, forget_in_rounds, learned_from, rounds_with
 from trainer.lease import Lease
+from trainer.reproduction import FOLDER as REPRODUCED
 from trainer.round_state import RoundsTable
 
 from .settings import Settings
 
 _ELSEWHERE = ("log", "catalogue", "datasets", "policies", "rounds", "online", "ledger", "mlflow", "codec")
 """Folders of the home directory that have a step of their own, or hold nothing about users."""
-_WAIT_S = 30.0
 
 
 class NobodyToForget(FeaturesError, BadInput):  # noqa: N818 - reads as what it is
@@ -40,7 +39,7 @@ class NobodyToForget(FeaturesError, BadInput):  # noqa: N818 - reads as what it 
 
 @dataclass
 class Journal:
-    """What is known of one forgetting, on disk under the user's mark; ``items`` only while it is under way."""
+    """What is known of one forgetting, on disk under the user's mark; ``items`` only while it goes on."""
 
     at: str
     done: bool = False
@@ -86,7 +85,7 @@ def forget(
     home, log_path = settings.home, settings.home / "log"
     FeedbackLog.open(log_path, create=False)
     rounds = RoundsTable(home / "rounds")
-    with Lease(rounds.directory).held(), _upkeep(home):
+    with Lease(rounds.directory).held(), held_upkeep(home / "upkeep.lock"):
         log = FeedbackLog.open(log_path, create=False)
         traces = traces_in_log(log, settings.features, user_id)
         _require_somebody(settings, user_id, traces, rounds)
@@ -97,6 +96,7 @@ def forget(
         files = forget_in_log(log, settings.features, user_id, home / "datasets")
         forget_in_datasets(home / "datasets", settings.features, user_id, at)
         changed = forget_in_rounds(rounds, settings.features, user_id, journal.datasets, clock)
+        shutil.rmtree(home / REPRODUCED, ignore_errors=True)
         tables = _other_tables(settings, user_id)
         orphans = _only_theirs(log, settings, journal.items)
         forget_online(
@@ -118,20 +118,6 @@ def forget(
         left=_left(home, user_id),
         problem=problem,
     )
-
-
-@contextmanager
-def _upkeep(home: Path) -> Iterator[None]:
-    """Own the log's upkeep: a compaction beside us would write their rows into new files."""
-    until = time.monotonic() + _WAIT_S
-    while True:
-        with upkeep_lock(home / "upkeep.lock") as owner:
-            if owner:
-                yield
-                return
-        if time.monotonic() > until:
-            raise FeaturesError("the log is being compacted all the time; run the same command again")
-        time.sleep(0.1)
 
 
 def _require_somebody(settings: Settings, user_id: str, traces: Traces, rounds: RoundsTable) -> None:

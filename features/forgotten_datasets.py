@@ -1,9 +1,10 @@
 """Forgetting in the dataset snapshots: those that hold the person's samples are written anew without them.
 
-All that a dataset learns is per user, so what is left is, row for row, the dataset that would have been built
-had the person never been there: its id is as predicted. (Weights are a stage's: they get their mean of 1 anew,
-which may differ from a build in the last bit. A replay's older samples stay those that were drawn.) What became of every dataset stands in
-``datasets/.forgotten.json``: policies go on naming the id they learned from.
+All that a dataset learns is per user, so what is left is, row for row, the dataset that would have been
+built had the person never been there: its id is as predicted. (Weights are a stage's: they get their mean of
+1 anew, which may differ from a build in the last bit. A replay's older samples stay those that were drawn.)
+What became of every dataset stands in ``datasets/.forgotten.json``: policies go on naming the id they
+learned from.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Tombstones: who was forgotten, so that no replay brings them back.
 
 A tombstone is a keyed hash of the user's id, never the id: ``BLAKE2b-128(key, user_id)`` with a random key
-of the store's own. All lie in one file in the log's folder, under a name that Delta leaves alone, so that whoever
-may write the log sees them. Looking costs one ``stat`` a batch while nobody was forgotten, and one hash for
-each user of a batch from then on.
+of the store's own. All lie in one file in the log's folder, under a name that Delta leaves alone, so that
+whoever may write the log sees them. Looking costs one ``stat`` a batch while nobody was forgotten, and one
+hash for each user of a batch from then on.
 """
 
 import json

@@ -19,6 +19,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from .errors import FeaturesError
 from .forgetting import drop_replacements
 from .log import COMMITS_KEPT_DAYS, FeedbackLog
 from .manifest import named_versions
@@ -169,3 +170,20 @@ def upkeep_lock(file: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def held_upkeep(lock_file: Path, *, wait_s: float = 30.0) -> Iterator[None]:
+    """Own the table's upkeep while the block runs: nothing is compacted, nothing deleted.
+
+    Raises FeaturesError when another process owns it for longer than ``wait_s``.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        with upkeep_lock(lock_file) as owner:
+            if owner:
+                yield
+                return
+        if time.monotonic() > until:
+            raise FeaturesError("the log's upkeep goes on all the time; run the same command again")
+        time.sleep(0.1)

@@ -95,7 +95,8 @@ def forget_in_rounds(
 def without_person(given: dict[str, Any], user_id: str) -> dict[str, Any]:
     """A stored gate input less ``user_id``: an entry less in ``users`` and in every list beside it.
 
-    Lists of that length are the users', whatever checks the gate has: figures per user, slices.
+    Lists of that length are the users', whatever checks the gate has: figures per user, slices (but not the
+    latencies, which are the machine's).
     """
     users: list[str] = given["users"]
     if user_id not in users:
@@ -104,7 +105,7 @@ def without_person(given: dict[str, Any], user_id: str) -> dict[str, Any]:
 
     def cut(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: cut(one) for key, one in value.items()}
+            return {key: one if "latency" in key else cut(one) for key, one in value.items()}
         if isinstance(value, list) and len(value) == length and not any(map(_is_nested, value)):
             return [one for place, one in enumerate(value) if place != at]
         return value

@@ -62,6 +62,10 @@ class RoundState:
     attempts: int = 0
     """How often a process took the round up."""
     ended_at: str | None = None
+    catalogue_revision: int | None = None
+    """Of the catalogue at the start: its items may be recommended; None: the newest."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions of what the numbers depend on, and the kind of CPU."""
     format: int = FORMAT
 
 

@@ -1,5 +1,6 @@
 """Commands: forget, backup, restore."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -40,6 +41,41 @@ def forget(
         say(f"align3gr: {done.left[0]} still names {user}; delete it, then run the same command again")
     if done.problem is not None or done.left:
         raise typer.Exit(1)
+
+
+@app.command()
+def backup(
+    context: typer.Context,
+    target: Path = typer.Argument(help="The folder to make, outside of home.", metavar="DEST"),
+    as_json: bool = JsonOption,
+) -> None:
+    """Copy log, catalogue, datasets, rounds, ledger and policies to DEST, while ingest goes on."""
+    from align3gr.backup import back_up
+    from trainer.workplace import utc_now
+
+    made = back_up(settings_of(context), target, clock=utc_now)
+    emit(made.as_dict(), as_json)
+
+
+@app.command()
+def restore(
+    context: typer.Context,
+    source: Path = typer.Argument(help="The folder that align3gr backup made.", metavar="SRC"),
+    tombstones: Path | None = typer.Option(
+        None,
+        help="The lost store's log/_forgotten/tombstones.json, when the backup is older: who was forgotten "
+        "since is forgotten again.",
+        metavar="FILE",
+    ),
+    as_json: bool = JsonOption,
+) -> None:
+    """Put a backup into an empty home directory. Every file is compared with its hash first."""
+    from align3gr.backup import restore as run
+    from trainer.workplace import utc_now
+
+    made, again = run(settings_of(context), source, tombstones=tombstones, clock=utc_now)
+    emit({**made.as_dict(), "forgotten_again": len(again)}, as_json)
+    say("next: align3gr features follow --rebuild --once, then align3gr policy mirror")
 
 
 def _text(user: str, done: "Forgotten") -> str:
