@@ -16,7 +16,7 @@ from trainer.rounds import start_round
 
 
 @pytest.fixture(scope="session")
-def _whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Feedback, v1, a round that registered v2, more feedback, the online store, its exports. Read only."""
     torch.set_num_threads(1)
     home = make_home(tmp_path_factory.mktemp("keeping") / "home")
@@ -28,8 +28,8 @@ def _whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(_whole: Path, tmp_path: Path) -> Iterator[Path]:
-    copied = Path(shutil.copytree(_whole, tmp_path / "home"))
+def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    copied = Path(shutil.copytree(whole, tmp_path / "home"))
     shutil.rmtree(copied / "online" / "exports" / "applied", ignore_errors=True)
     yield copied
     shutil.rmtree(copied)
