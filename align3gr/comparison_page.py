@@ -77,7 +77,8 @@ def _figures(figures: Sequence[Figure], a: str, b: str) -> str:
         rows.append(
             f"<tr><td>{_text(one.slice)}</td><td>{_text(one.metric)}</td><td class=n>{one.users}</td>"
             f"<td class=n>{_interval(one.a)}</td><td class=n>{_interval(one.b)}</td>"
-            f'<td class="n {sure}">{mean:+.4f} [{low:+.4f}, {high:+.4f}]</td><td>{_bar(one, widest)}</td></tr>'
+            f'<td class="n {sure}">{mean:+.4f} [{low:+.4f}, {high:+.4f}]</td>'
+            f"<td>{_bar(one, widest)}</td></tr>"
         )
     names = ("of", "metric", "users", a, b, f"{b} - {a}", "")
     head = "".join(f"<th>{name}</th>" for name in names)
@@ -102,8 +103,8 @@ def _overlap(found: PolicyComparison, a: str, b: str) -> str:
     lines = [
         f"<p>{overlap.users} users, lists of {overlap.k}: of the items in either list "
         f"<b>{overlap.jaccard[0]:.1%}</b> [{overlap.jaccard[1]:.1%}, {overlap.jaccard[2]:.1%}] are in both; "
-        f"{overlap.same_first:.1%} have the same first item, {overlap.identical:.1%} the same list. {a} shows "
-        f"{overlap.items_a} different items, {b} {overlap.items_b}.</p>"
+        f"{overlap.same_first:.1%} have the same first item, {overlap.identical:.1%} the same list. "
+        f"{a} shows {overlap.items_a} different items, {b} {overlap.items_b}.</p>"
     ]
     for words, rows in ((f"more by {b}", overlap.more_in_b), (f"more by {a}", overlap.more_in_a)):
         if rows:

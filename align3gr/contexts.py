@@ -1,4 +1,4 @@
-"""What a policy is asked with: users' contexts as the log knows them now, and the items it may answer with."""
+"""What a policy is asked with: users' contexts as the log knows them now, and what it may answer."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -89,21 +89,25 @@ def forget_in_log(log: FeedbackLog, settings: FeatureSettings, user_id: str, dat
     return done + _forget_in_other_files(log, settings, user_id, datasets)
 
 
-def remove_days(log: FeedbackLog, before: date) -> int:
-    """Take the days that landed before ``before`` out of the newest version; how many files those were.
+def remove_days(log: FeedbackLog, before: date) -> list[Path]:
+    """Take the days that landed before ``before`` out of the newest version; the files those were.
 
-    Their files stay until a vacuum, and longer while a manifest names a version with them. The caller holds
-    the lock of upkeep.
+    They stay until a vacuum, and longer while a manifest names a version with them. The caller holds the
+    lock of upkeep.
     """
-    table = _newest(log)
-    old = [one for one in _adds(table) if one["partition"]["landed_on"] < before]
-    if not old:
-        return 0
+    if not any(one["partition"]["landed_on"] < before for one in _adds(_newest(log))):
+        return []
     _set_append_only(log, False)
     table = _newest(log)
+    old = [one for one in _adds(table) if one["partition"]["landed_on"] < before]
     _commit(table, [_removal(one) for one in old])
     _set_append_only(log, True)
-    return len(old)
+    return [Path(log.uri) / unquote(one["path"]) for one in old]
+
+
+def landed_days(log: FeedbackLog) -> list[date]:
+    """The days of the newest version, in order."""
+    return sorted({one["partition"]["landed_on"] for one in _adds(_newest(log))})
 
 
 def without_user(file: Path, user_id: str, target: Path | None = None) -> int:

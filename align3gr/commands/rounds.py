@@ -132,6 +132,7 @@ def _workplace(settings: "Settings", **more: Any) -> "Workplace":
 
 
 def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundProcess") -> "Surroundings":
+    from align3gr.retention import age_out_home
     from features.log import LogMissing
     from features.upkeep import keep_up
     from ingest.errors import IngestError
@@ -156,6 +157,7 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
             log = workplace.log()
         except LogMissing:
             return
+        age_out_home(settings, workplace)
         keep_up(log, settings.home / "datasets", settings.home / "upkeep.lock", settings.features.upkeep)
 
     return Surroundings(

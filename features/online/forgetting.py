@@ -41,16 +41,29 @@ def forget_online(
     ``version``: of the log, from which on it does not hold the user. Raises OnlineUnavailable when the store
     cannot be reached, or a follower at work does not come to that version.
     """
+    remove_online(folder, settings, [user_id], version=version, items=items)
+    with exclusive(folder / "exports" / "export.lock"):
+        for file in holding(settings, _exports(folder), user_id):
+            without_user(file, user_id)
+
+
+def remove_online(
+    folder: Path,
+    settings: FeatureSettings,
+    user_ids: Sequence[str],
+    *,
+    version: int,
+    items: Sequence[str] = (),
+) -> None:
+    """Remove the values of ``user_ids`` and ``items`` from the online store, all at once; as above."""
     if (folder / "registry.db").exists():
         with _no_older_push(folder, version):
-            keys = [_key("user_id", user_id), *(_key("item_id", item) for item in items)]
+            keys = [_key("user_id", user_id) for user_id in user_ids]
+            keys += [_key("item_id", item) for item in items]
             if settings.online.store == "sqlite":
                 _from_sqlite(folder / "online.db", keys)
             else:
                 _from_redis(folder, settings, keys)
-    with exclusive(folder / "exports" / "export.lock"):
-        for file in holding(settings, _exports(folder), user_id):
-            without_user(file, user_id)
 
 
 def _exports(folder: Path) -> list[Path]:
