@@ -132,7 +132,7 @@ def compare(
         raise BadInput(f"user {user!r} has no feedback yet: check the id")
     slates, ranking, notes = _cases(settings)
     titles, eligible = listed_titles(settings)
-    names = sorted({case.user_id for case in [*slates, *ranking]})[:LISTS]
+    names = sorted({case.user_id for case in slates} | {case.user_id for case in ranking})[:LISTS]
     contexts, _ = contexts_of(settings, [*names, *([user] if user is not None and user not in names else [])])
     beam = settings.policies.decoding.beam
     cutoffs = tuple(cutoff for cutoff in _CUTOFFS if cutoff <= beam) or (beam,)

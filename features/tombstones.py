@@ -93,7 +93,9 @@ def read_tombstones(log_path: str | Path) -> Tombstones | None:
 def bury(log_path: str | Path, user_id: str, at: datetime) -> Tombstones:
     """Leave a tombstone for ``user_id``, durably; one that is there stays. Returns all of them."""
     file = _file(log_path)
-    raw = _raw(file) if file.exists() else {"key": secrets.token_hex(_KEY_BYTES), "tombstones": []}
+    raw: dict[str, Any] = {"key": secrets.token_hex(_KEY_BYTES), "tombstones": []}
+    if file.exists():
+        raw = _raw(file)
     known = _parsed(raw)
     if not known.holds(user_id):
         raw["tombstones"].append({"mark": known.mark_of(user_id), "at": at.isoformat()})
