@@ -22,7 +22,7 @@ from features.online.forgetting import forget_online, known_online
 from features.tombstones import FOLDER, bury, read_tombstones
 from features.upkeep import held_upkeep
 from policies.registry import Registry
-from trainer.forgetting import Learned, forget_in_rounds, learned_from, rounds_with
+from trainer.forgetting import Learned, forget_in_rounds, learned_from, names_user, rounds_with
 from trainer.lease import Lease
 from trainer.reproduction import FOLDER as REPRODUCED
 from trainer.round_state import RoundsTable
@@ -88,7 +88,7 @@ def forget(
     with Lease(rounds.directory).held(), held_upkeep(home / "upkeep.lock"):
         log = FeedbackLog.open(log_path, create=False)
         traces = traces_in_log(log, settings.features, user_id)
-        _require_somebody(settings, user_id, traces, rounds)
+        _require_somebody(settings, user_id, traces, rounds, broker)
         at = clock()
         mark = bury(log_path, user_id, at).mark_of(user_id)
         journal = _begun(_journal(log_path, mark), settings, user_id, traces, at)
@@ -120,7 +120,9 @@ def forget(
     )
 
 
-def _require_somebody(settings: Settings, user_id: str, traces: Traces, rounds: RoundsTable) -> None:
+def _require_somebody(
+    settings: Settings, user_id: str, traces: Traces, rounds: RoundsTable, broker: bool
+) -> None:
     home = settings.home
     buried = read_tombstones(home / "log")
     known = (
@@ -129,6 +131,7 @@ def _require_somebody(settings: Settings, user_id: str, traces: Traces, rounds: 
         or bool(datasets_with(home / "datasets", settings.features, user_id))
         or bool(rounds_with(rounds, settings.features, user_id))
         or known_online(home / "online", settings.features, user_id)
+        or (broker and _has_letters(settings, user_id))
     )
     if not known:
         raise NobodyToForget(
@@ -177,16 +180,11 @@ def _other_tables(settings: Settings, user_id: str) -> list[str]:
 
 
 def _left(home: Path, user_id: str) -> list[str]:
-    """JSON files anywhere but in catalogue and policies (they name items) that hold the id as a string."""
-    quoted = {json.dumps(user_id).encode(), json.dumps(user_id, ensure_ascii=False).encode()}
-    found = []
-    for folder in sorted(path for path in home.iterdir() if path.is_dir()):
-        if folder.name in ("catalogue", "policies", "codec"):
-            continue
-        for file in sorted([*folder.rglob("*.json"), *folder.rglob("*.jsonl")]):
-            if file.is_file() and any(one in file.read_bytes() for one in quoted):
-                found.append(str(file.relative_to(home)))
-    return found
+    """JSON files anywhere under ``home`` that still name the user."""
+    files = [*home.rglob("*.json"), *home.rglob("*.jsonl")]
+    return [
+        str(file.relative_to(home)) for file in sorted(files) if file.is_file() and names_user(file, user_id)
+    ]
 
 
 def _letters(settings: Settings, user_id: str) -> tuple[int | None, str | None]:
@@ -197,6 +195,16 @@ def _letters(settings: Settings, user_id: str) -> tuple[int | None, str | None]:
         return forget_letters(settings.kafka, user_id), None
     except IngestError as error:
         return None, str(error)
+
+
+def _has_letters(settings: Settings, user_id: str) -> bool:
+    from ingest.dead_letters import letters_of
+    from ingest.errors import IngestError
+
+    try:
+        return bool(letters_of(settings.kafka, user_id))
+    except IngestError:
+        return False  # said later, should anything else know them
 
 
 def _file(log_path: Path, mark: str) -> Path:

@@ -83,6 +83,8 @@ def forget_in_log(log: FeedbackLog, settings: FeatureSettings, user_id: str, dat
 
     Raises FeaturesError when the table is changed by others all the time, or a file cannot be read.
     """
+    for left in Path(log.uri).rglob(".*.parquet.*.tmp"):
+        left.unlink(missing_ok=True)  # of a run that was killed
     _set_append_only(log, False)
     done = _forget_in_newest(log, settings, user_id)
     _set_append_only(log, True)

@@ -19,6 +19,7 @@ from policies.registry import RegisteredPolicy, Registry
 from .round_state import RoundsTable, RoundState, ended, write_json
 
 NOTE = "forgotten.json"
+GATE_INPUT = "gate_input.json"
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,18 @@ def _state(rounds: RoundsTable, round_id: str) -> RoundState | None:
 
 
 def _names(directory: Path, settings: FeatureSettings, user_id: str) -> bool:
-    if holding(settings, directory.rglob("*.parquet"), user_id):
+    if holding(settings, list(directory.rglob("*.parquet")), user_id):
         return True
-    quoted = json.dumps(user_id, ensure_ascii=False).encode(), json.dumps(user_id).encode()
-    return any(any(one in file.read_bytes() for one in quoted) for file in _texts(directory))
+    return any(names_user(file, user_id) for file in _texts(directory))
+
+
+def names_user(file: Path, user_id: str) -> bool:
+    """Whether a JSON file names ``user_id`` as a user: an item may have the same id."""
+    raw = file.read_bytes()
+    if file.name == GATE_INPUT:
+        return user_id in json.loads(raw).get("users", ())
+    spelt = {json.dumps(user_id), json.dumps(user_id, ensure_ascii=False)}
+    return any(f'"user_id":{gap}{one}'.encode() in raw for one in spelt for gap in ("", " "))
 
 
 def _texts(directory: Path) -> list[Path]:
@@ -141,7 +150,7 @@ def _texts(directory: Path) -> list[Path]:
 def _clean(directory: Path, settings: FeatureSettings, user_id: str) -> None:
     for file in holding(settings, list(directory.rglob("*.parquet")), user_id):
         without_user(file, user_id)
-    file = directory / "gate_input.json"
+    file = directory / GATE_INPUT
     if file.exists():
         write_json(file, without_person(json.loads(file.read_text(encoding="utf-8")), user_id))
     for torn in directory.glob(".gate_input.json.*.tmp"):

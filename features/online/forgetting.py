@@ -43,6 +43,8 @@ def forget_online(
     """
     remove_online(folder, settings, [user_id], version=version, items=items)
     with exclusive(folder / "exports" / "export.lock"):
+        for left in (folder / "exports").rglob(".*.parquet.*.tmp"):
+            left.unlink(missing_ok=True)  # of a run that was killed
         for file in holding(settings, _exports(folder), user_id):
             without_user(file, user_id)
 

@@ -28,7 +28,7 @@ def stored(file: Path) -> Iterator[bytes]:
     """The file's bytes, then those of each of its pages."""
     raw = file.read_bytes()
     yield raw
-    if raw[:4] == MAGIC == raw[-4:]:
+    if len(raw) > 12 and raw[:4] == MAGIC == raw[-4:]:
         yield from pages(file, raw)
 
 

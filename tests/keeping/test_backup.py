@@ -39,10 +39,8 @@ def test_a_backup_beside_a_writer_is_one_version_and_comes_back_whole(home: Path
     stop, written = threading.Event(), []
 
     def write() -> None:
-        seed = 20
         while not stop.is_set():
-            written.append(add_feedback(home, seed=seed, users=3, slates=1))
-            seed += 1
+            written.append(add_feedback(home, seed=2 + len(written) % 20, users=3, slates=1))
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -71,7 +69,7 @@ def test_a_backup_beside_a_writer_is_one_version_and_comes_back_whole(home: Path
         gate_share=POLICIES.gate.share,
     )
     assert again_built.dataset_id == manifest.dataset_id
-    add_feedback(back, seed=90, users=1, slates=1)
+    add_feedback(back, seed=25, users=1, slates=1)
     offsets = [offset for _, offset in rows_of(back)]
     assert len(offsets) == len(set(offsets))
 

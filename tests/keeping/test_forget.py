@@ -261,6 +261,16 @@ def test_nobody_is_forgotten_under_a_name_that_no_store_knows(home: Path) -> Non
     assert read_tombstones(home / "log") is None
 
 
+def test_an_item_with_the_id_of_the_user_stays(home: Path) -> None:
+    record = home / "rounds" / "r0001" / "eligible.json"
+    record.write_text('["user-001", "item-001"]')
+    done = forgotten(home, "user-001")
+    assert done.left == []
+    assert record.read_text() == '["user-001", "item-001"]'
+    (home / "rounds" / "r0001" / "cases.jsonl").write_text('{"user_id": "user-001"}\n')
+    assert forgotten(home, "user-001").left == ["rounds/r0001/cases.jsonl"]
+
+
 def test_a_running_round_is_waited_for(home: Path) -> None:
     with Lease(home / "rounds").held(), pytest.raises(RoundRunning):
         forgotten(home, "user-001")
