@@ -219,7 +219,12 @@ POINTS: dict[str, Point] = {
 }
 
 
-@pytest.mark.parametrize("point", POINTS)
+FAST = {"replaced", "noted"}
+
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(one, marks=[] if one in FAST else pytest.mark.slow) for one in POINTS]
+)
 def test_killed_anywhere_and_run_again_it_ends_the_same(home: Path, point: str) -> None:
     user = of_role("gate")
     process = FORKS.Process(target=_forget, args=(str(home), user))

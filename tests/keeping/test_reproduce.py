@@ -71,6 +71,7 @@ def test_what_differs_is_told(home: Path) -> None:
     assert (found.kept / "rounds" / "r0001" / "gate_input.json").exists()
 
 
+@pytest.mark.slow
 def test_after_a_forget_the_round_is_that_of_the_others(home: Path) -> None:
     from align3gr.forgetting import forget
 
