@@ -7,7 +7,7 @@ held meanwhile), or it is waited for until it has passed the log's version from 
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +75,21 @@ def _exports(folder: Path) -> list[Path]:
 @contextmanager
 def _no_older_push(folder: Path, version: int) -> Iterator[None]:
     until = time.monotonic() + _WAIT_S
-    while True:
-        try:
-            with exclusive(folder / "follow.lock", wait=False):
-                yield
-                return
-        except OnlineUnavailable:
-            if read_position(folder / POSITION).version >= version:
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(exclusive(folder / "follow.lock", wait=False))
                 break
+            except OnlineUnavailable:
+                if read_position(folder / POSITION).version >= version:
+                    break
             if time.monotonic() > until:
                 raise OnlineUnavailable(
                     f"the follower at work in {folder} has not come to version {version} of the log; let it "
                     "catch up or stop it, then run the same command again"
-                ) from None
+                )
             time.sleep(0.1)
-    yield
+        yield
 
 
 def _key(name: str, value: str) -> Any:
@@ -139,7 +139,7 @@ def _from_redis(folder: Path, settings: FeatureSettings, keys: Sequence[Any]) ->
     from feast.infra.online_stores.helpers import _redis_key
 
     try:
-        client = store._provider.online_store._get_client(store.config.online_store)
+        client = store._get_provider().online_store._get_client(store.config.online_store)
         client.delete(*(_redis_key(store.config.project, key) for key in keys))
     except Exception as error:
         raise OnlineUnavailable(

@@ -24,6 +24,7 @@ from features.interactions import Interaction, Kind, encode_interaction
 from features.log import LOG_SCHEMA, FeedbackLog, LogConflict, offsets_app, watermark_app
 from features.online.contexts import OnlineFeatures
 from features.online.follow import follow
+from features.online.repository import OnlineUnavailable, exclusive
 from features.settings import FeatureSettings, UpkeepSettings
 from features.split import role_of
 from features.tombstones import TombstoneWatch, bury, read_tombstones
@@ -142,6 +143,15 @@ def test_online_the_person_is_a_stranger_and_stays_one(home: Path) -> None:
     fresh = OnlineFeatures.open(home / "online", FeatureSettings().online)
     assert not fresh.contexts([user])[0].known
     assert fresh.contexts(["user-040"])[0].known
+
+
+def test_a_follower_at_work_is_waited_for_until_it_knows(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = of_role("train")
+    monkeypatch.setattr("features.online.forgetting._WAIT_S", 0.3)
+    with exclusive(home / "online" / "follow.lock"), pytest.raises(OnlineUnavailable, match="catch up"):
+        forgotten(home, user)
+    forgotten(home, user)  # it has stopped: a repetition finishes
+    assert files_with(home, user) == []
 
 
 def test_a_replay_does_not_bring_them_back(home: Path) -> None:
