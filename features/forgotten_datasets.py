@@ -179,7 +179,9 @@ def _renamed(manifest: Manifest, now: str, counts: dict[Stage, StageCounts]) -> 
 
 
 def _note(datasets: Path, change: Rewritten) -> None:
-    file = datasets / NOTES
+    file, known = datasets / NOTES, notes(datasets)
+    if any((one.was, one.now) == (change.was, change.now) for one in known):
+        return  # by a run that was killed before the old folder went
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps([asdict(one) for one in [*notes(datasets), change]], indent=1) + "\n")
+    temporary.write_text(json.dumps([asdict(one) for one in [*known, change]], indent=1) + "\n")
     temporary.replace(file)

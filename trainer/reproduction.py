@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from features.datasets import QUERIES
 from features.errors import BadInput, FeaturesError
 from features.forgotten_datasets import notes, successor
 from features.manifest import DatasetMissing, read_manifest
-from features.queries import text_hash
 from policies.ledger import PromotionLedger
 from policies.registry import UnknownPolicy
 
@@ -63,7 +61,7 @@ class Reproduced:
     """What it had to be: the round's own, or what became of it when people were forgotten."""
     differences: list[Difference]
     causes: list[str]
-    """What is not as it was then, in sentences; known before anything is compared."""
+    """What is known to be not as it was then, in sentences."""
     kept: Path | None
     """Where its files are; None when all is the same."""
 
@@ -86,7 +84,6 @@ def reproduce(workplace: Workplace, named: str, *, device: str | None = None) ->
     with round_lease(workplace):
         then = round_of(workplace, named)
         elsewhere = _Elsewhere.of(workplace.with_settings(then.settings), then)
-        causes = list(_causes(workplace, then, device or "cpu"))
         snapshot_or_gone(workplace, then)
         shutil.rmtree(elsewhere.scratch, ignore_errors=True)
         again = replace(
@@ -99,6 +96,8 @@ def reproduce(workplace: Workplace, named: str, *, device: str | None = None) ->
         run_threads(again)
         steps = RoundSteps(elsewhere, elsewhere.rounds.write(again))
         now = steps.run_again()
+        causes = list(_causes(workplace, then, again.device))
+        causes += _of_manifests(workplace, then, elsewhere.datasets / _dataset_of(now))
         expected = successor(workplace.datasets, _dataset_of(then)) or _dataset_of(then)
         differences = list(_differences(then, now, expected))
         differences += _weights(workplace, then, steps.candidate())
@@ -219,14 +218,23 @@ def _causes(workplace: Workplace, then: RoundState, device: str) -> Iterator[str
         yield "the round did not pin the catalogue, and its list of items is tidied away: today's is used"
     if any(one.was == _dataset_of(then) for one in notes(workplace.datasets)):
         yield "people of its dataset were forgotten since: they are in neither dataset nor figures"
+
+
+def _of_manifests(workplace: Workplace, then: RoundState, built: Path) -> Iterator[str]:
+    """What the manifest of then and that of now say of how the rows are made."""
+    became = successor(workplace.datasets, _dataset_of(then)) or _dataset_of(then)
     try:
-        became = successor(workplace.datasets, _dataset_of(then)) or _dataset_of(then)
-        manifest = read_manifest(workplace.datasets / became)
+        was = read_manifest(workplace.datasets / became)
     except DatasetMissing:
         yield "its dataset's snapshot is gone: only its id can be compared"
         return
-    if manifest.queries_hash != text_hash(QUERIES):
+    now = read_manifest(built)
+    if was.queries_hash != now.queries_hash:
         yield "the queries that build a dataset have changed"
+    if was.rules_hash != now.rules_hash:
+        yield "the rules of levels have changed"
+    if was.log_version != now.log_version:  # another round built the same rows before it
+        yield f"its dataset was first built at version {was.log_version} of the log"
 
 
 def _differences(then: RoundState, now: RoundState, expected: str) -> Iterator[Difference]:
