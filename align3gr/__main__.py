@@ -21,6 +21,7 @@ from .commands import (
     export_preferences,
     features,
     ingest,
+    keeping,
     policy,
     rate,
     recommend,
@@ -70,6 +71,7 @@ for _module in (
     export_preferences,
     serve,
     status,
+    keeping,
     demo,
 ):
     app.add_typer(_module.app)

@@ -164,9 +164,13 @@ class Catalogue:
             raise UnknownItem(f"item {item_id} is not in the catalogue; see align3gr catalogue load")
         return found[0]
 
-    def items(self, listed_only: bool = True) -> pa.Table:
-        """The latest revision of every item in CATALOGUE_SCHEMA, sorted by item_id."""
-        table = _latest(_rows_of(self._table()))
+    def items(self, listed_only: bool = True, *, revision: int | None = None) -> pa.Table:
+        """The latest revision of every item in CATALOGUE_SCHEMA, sorted by item_id.
+
+        As of ``revision`` of the catalogue, when given.
+        """
+        then = None if revision is None else pc.field("revision") <= revision
+        table = _latest(_rows_of(self._table(), then))
         return table.filter(table["listed"]) if listed_only else table
 
     def first_loaded(self) -> dict[str, datetime]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from .delta_files import files_of
+from .delta_files import files_of, replaced
 from .errors import BadInput, FeaturesError
 from .space import require_space
 from .transactions import TransactionReader
@@ -247,7 +247,7 @@ class FeedbackLog:
                 ) from error
         return LogSnapshot(
             version=table.version(),
-            files=files_of(table),
+            files=replaced(self._uri, files_of(table)),
             watermark=watermark_of(self._transactions.at(table)),
             schema=LOG_SCHEMA,
             storage_options=self._storage_options,

@@ -37,6 +37,18 @@ class UpkeepSettings(BaseModel):
     """A file that no version needs any more is deleted after this many hours: readers may still hold it."""
 
 
+class RetentionSettings(BaseModel):
+    """How long feedback and what was made of it is kept; nothing ages out unless it is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    log_days: int | None = Field(None, ge=1)
+    """Days, by landing, that the log's newest version holds; none: all. The newest day stays in any case."""
+    dataset_days: int | None = Field(None, ge=1)
+    """Days after which a dataset snapshot goes, unless a live policy learned from it; none: never. With it
+    goes the hold on the version of the log that its manifest names."""
+
+
 class OnlineSettings(BaseModel):
     """Feast: the online store the server reads, and how closely it follows the log."""
 
@@ -134,6 +146,8 @@ class FeatureSettings(BaseModel):
     """Limits of a query."""
     upkeep: UpkeepSettings = UpkeepSettings()
     """Compaction and vacuum."""
+    retention: RetentionSettings = RetentionSettings()
+    """What ages out, and when."""
     online: OnlineSettings = OnlineSettings()
     """Feature store for serving."""
 

@@ -19,6 +19,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import fs
 
+from .errors import FeaturesError
+from .forgetting import drop_replacements
 from .log import COMMITS_KEPT_DAYS, FeedbackLog
 from .manifest import named_versions
 from .settings import UpkeepSettings
@@ -60,7 +62,7 @@ def keep_up(
     Raises DatasetMissing when a manifest cannot be read: then nothing is deleted.
     """
     now = now or datetime.now(UTC)
-    with _lock(lock_file) as owner:
+    with upkeep_lock(lock_file) as owner:
         if not owner:
             return UpkeepReport(owner=False)
         started = time.monotonic()
@@ -132,6 +134,7 @@ def vacuum(
     there = [info.path for info in store.get_file_info(run(dry=True)) if info.type != fs.FileType.NotFound]
     if there:
         run(dry=False)
+    drop_replacements(log, kept)
     return there, kept
 
 
@@ -157,8 +160,8 @@ def _newest(log: FeedbackLog) -> DeltaTable:
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[bool]:
-    """Whether this process is the owner; the system frees the lock when the owner dies."""
+def upkeep_lock(file: Path) -> Iterator[bool]:
+    """Whether this process owns the table's upkeep; the system frees the lock when the owner dies."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:
         try:
@@ -167,3 +170,20 @@ def _lock(file: Path) -> Iterator[bool]:
             yield False
             return
         yield True
+
+
+@contextmanager
+def held_upkeep(lock_file: Path, *, wait_s: float = 30.0) -> Iterator[None]:
+    """Own the table's upkeep while the block runs: nothing is compacted, nothing deleted.
+
+    Raises FeaturesError when another process owns it for longer than ``wait_s``.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        with upkeep_lock(lock_file) as owner:
+            if owner:
+                yield
+                return
+        if time.monotonic() > until:
+            raise FeaturesError("the log's upkeep goes on all the time; run the same command again")
+        time.sleep(0.1)

@@ -5,7 +5,9 @@ offset), so a letter that was published twice after a crash is one letter, and a
 the same key says that it was replayed.
 """
 
+import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -222,3 +224,21 @@ def _close(producer: KafkaProducer) -> None:
 
 def _key(life: str, topic: str, partition: int, offset: int) -> str:
     return f"{life}/{topic}/{partition}/{offset}"
+
+
+def letters_of(settings: KafkaSettings, user_id: str) -> list[DeadLetter]:
+    """Waiting letters whose event says that it is of ``user_id``, also where it is no whole JSON."""
+    spelt = {json.dumps(user_id), json.dumps(user_id, ensure_ascii=False)}
+    pattern = re.compile("|".join(rf'"user_id"\s*:\s*{re.escape(one)}' for one in spelt).encode())
+    return [one for one in list_dead_letters(settings) if pattern.search(one.value)]
+
+
+def forget_letters(settings: KafkaSettings, user_id: str) -> int:
+    """Mark the letters of ``user_id`` as gone: nobody lists or replays them any more; how many those were.
+
+    The bytes leave the broker with the topic's retention (or its compaction: the mark has the letter's key);
+    Kafka deletes no record by itself. Raises BrokerUnreachable, TopicMissing, DeadLettersRefused.
+    """
+    letters = letters_of(settings, user_id)
+    _mark_replayed(settings, letters)
+    return len(letters)

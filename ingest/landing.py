@@ -27,6 +27,7 @@ from features.log import (
     watermark_app,
 )
 from features.settings import FeatureSettings
+from features.tombstones import TombstoneWatch
 
 from .dead_letters import DeadLetterBox
 from .topics import TopicIdentity
@@ -43,6 +44,8 @@ class Landed:
     next_offsets: dict[int, int]
     """Partition -> offset of the next event to land."""
     version: int
+    forgotten: int = 0
+    """Rows and refused records left out because their user was forgotten."""
 
 
 class Landing:
@@ -63,6 +66,7 @@ class Landing:
         self._identity: TopicIdentity | None = None
         self._owned: frozenset[int] = frozenset()
         self._watermarks: dict[int, int] = {}
+        self._tombstones = TombstoneWatch(path)
 
     def claim(self, identity: TopicIdentity, partitions: Iterable[int]) -> dict[int, int | None]:
         """Open the log afresh; last landed offset of each partition, None where nothing has landed yet."""
@@ -87,6 +91,7 @@ class Landing:
 
     def land(self, batch: InteractionBatch, refused: list[Refused]) -> Landed:
         """Append ``batch``; its last offsets move with it. Refused records reach the dead letters first.
+        What is of a user who was forgotten goes nowhere.
 
         Raises LogConflict, LogUnwritable, DeadLettersRefused; after any of them nothing more is taken until
         ``claim``: a later batch must never move the offset past one that did not land.
@@ -94,15 +99,26 @@ class Landing:
         log, identity = self._claimed()
         self._log = None
         now = self._clock()
+        rows = batch.table(now) if len(batch) else _EMPTY
+        taken = rows.num_rows + len(refused)
+        buried = self._tombstones.current()
+        if buried is not None:
+            rows = buried.without(rows)
+            refused = [one for one in refused if not buried.names(one.record.raw)]
         if refused:
             self._dead_letters.publish(refused, identity)
         last, arrivals = batch.last_offsets(), batch.last_arrivals()
         latest = int(now.timestamp() * 1000)  # a producer's clock must not carry the watermark ahead of ours
         marks = {p: max(self._watermarks.get(p, 0), min(arrivals[p], latest)) for p in last}
-        rows = batch.table(now) if len(batch) else _EMPTY
         version = self._append(log, identity, rows, last, marks)
         self._log = log
-        return Landed(rows.num_rows, len(refused), {p: offset + 1 for p, offset in last.items()}, version)
+        return Landed(
+            rows=rows.num_rows,
+            refused=len(refused),
+            next_offsets={p: offset + 1 for p, offset in last.items()},
+            version=version,
+            forgotten=taken - rows.num_rows - len(refused),
+        )
 
     def advance(self, partitions: Iterable[int], at_ms: int) -> int:
         """Move the watermark of idle, caught-up ``partitions`` to ``at_ms`` (epoch ms) without any row.

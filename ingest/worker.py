@@ -63,6 +63,8 @@ class WorkerReport:
     """Appends that the log refused because another worker had the partition by then."""
     dropped_rows: int = 0
     """Rows decoded and dropped because a partition moved or a landing failed; somebody lands them later."""
+    forgotten: int = 0
+    """Events dropped because their user was forgotten (align3gr forget)."""
     refused_by_reason: Counter[str] = field(default_factory=Counter)
     first_taken_at: datetime | None = None
     """The worker's clock when it took its first record."""
@@ -243,6 +245,7 @@ class IngestWorker:
         self._failures = 0
         self.report.rows += landed.rows
         self.report.refused += landed.refused
+        self.report.forgotten += landed.forgotten
         self.report.commits += 1
         self.report.last_landed_at = self._clock()
         self._advise(landed.next_offsets)

@@ -89,6 +89,10 @@ class PromotionLedger:
         """The fixed policy every candidate is also judged against: the first promoted, or the one set."""
         return _State.of(self.history()).anchor
 
+    def previous(self) -> str | None:
+        """The reference that a rollback goes back to."""
+        return _State.of(self.history()).previous
+
     def held(self) -> bool:
         """Whether automatic promotion is held."""
         return _State.of(self.history()).held

@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 Status = Literal["running", "finished", "failed"]
 FORMAT = 1
 _STATE = "state.json"
-_RECORD = {_STATE, "gate_input.json", "decision.json", "metrics.jsonl", "run.jsonl", "mlflow.json"}
+_RECORD = {
+    *(_STATE, "gate_input.json", "decision.json", "metrics.jsonl", "run.jsonl", "mlflow.json"),
+    "forgotten.json",
+}
 """What of a round is never tidied away."""
 
 
@@ -59,6 +62,10 @@ class RoundState:
     attempts: int = 0
     """How often a process took the round up."""
     ended_at: str | None = None
+    catalogue_revision: int | None = None
+    """Of the catalogue at the start: its items may be recommended; None: the newest."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions of what the numbers depend on, and the kind of CPU."""
     format: int = FORMAT
 
 

@@ -80,6 +80,20 @@ class RoundSteps:
                 self.state = self.workplace.rounds.read(self.state.round_id)
         return self.state
 
+    def run_again(self) -> RoundState:
+        """The steps up to the decision; nothing outside of the round's directory and the datasets changes."""
+        self._step("dataset", self._dataset)
+        for stage in self._stages:
+            self._step(stage.name, partial(self._stage, stage))
+        self._require_a_stage()
+        self._step("evaluate", self._evaluate)
+        self._step("gate", self._gate)
+        return self.state
+
+    def candidate(self) -> Path:
+        """The policy that the last stage ended with."""
+        return self._policy_before(None)
+
     def _step(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
         """Do ``work`` unless the state says it is done."""
         if name in self.state.steps:
@@ -101,7 +115,7 @@ class RoundSteps:
         dataset = PreferenceDataset.build(
             snapshot,
             workplace.features,
-            workplace.home / "datasets",
+            workplace.datasets,
             gate_share=workplace.policies.gate.share,
             stop_share=self._stop_share(),
             lineage=workplace.registry.lineage(self.state.parent),
@@ -240,7 +254,7 @@ class RoundSteps:
 
     def _built(self) -> PreferenceDataset:
         name = self.state.steps["dataset"]["dataset_id"]
-        return PreferenceDataset.open(self.workplace.home / "datasets" / name)
+        return PreferenceDataset.open(self.workplace.datasets / name)
 
     def _stop_share(self) -> float:
         """Users are set aside for early stopping only where it is on."""
@@ -257,7 +271,8 @@ class RoundSteps:
 
     def _catalogue(self) -> pa.Table:
         """The listed items."""
-        return Catalogue.open(self.workplace.home / "catalogue", create=False).items(listed_only=True)
+        catalogue = Catalogue.open(self.workplace.home / "catalogue", create=False)
+        return catalogue.items(listed_only=True, revision=self.state.catalogue_revision)
 
     def _parameters(self) -> dict[str, Any]:
         state, trainer = self.state, self.state.settings["trainer"]

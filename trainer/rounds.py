@@ -13,20 +13,26 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
 
+from features.catalogue import Catalogue, CatalogueMissing
 from features.errors import BadInput
 from policies.directory import base_directory, verify
 
 from .errors import TrainerError
 from .lease import Lease
+from .made_with import made_with
 from .round_state import RoundsTable, RoundState, ended
 from .round_steps import RoundSteps
 from .workplace import Workplace
 
 log = logging.getLogger(__name__)
+
+CLOCK_TOLERANCE = timedelta(minutes=5)
+"""Clocks that are set by the network step back by seconds; that hurts nobody."""
 
 
 class NothingToImprove(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
@@ -37,6 +43,10 @@ class NoRoundOfSelfPlay(TrainerError, BadInput):  # noqa: N818
     """A self-play stage among the stages of rounds."""
 
 
+class ClockWentBack(TrainerError, BadInput):  # noqa: N818
+    """The machine's clock is behind what was done before."""
+
+
 class RoundIsOver(TrainerError, BadInput):  # noqa: N818
     """The round to resume has ended."""
 
@@ -45,11 +55,11 @@ def start_round(workplace: Workplace, *, seed: int | None = None, device: str | 
     """Run a new round to its end; returns its last state.
 
     ``seed``: default the settings' plus the round's number; ``device``: default the settings'. Raises
-    RoundRunning while another round runs, NothingToImprove without a reference, PolicyRefused when it is
-    damaged, LogMissing, and what the steps raise: an error that is bad input (an empty log, too few likes)
-    ends the round as failed, any other leaves it to be resumed.
+    RoundRunning while another round runs, ClockWentBack, NothingToImprove without a reference, PolicyRefused
+    when it is damaged, LogMissing, and what the steps raise: an error that is bad input (an empty log, too
+    few likes) ends the round as failed, any other leaves it to be resumed.
     """
-    with _lease(workplace):
+    with round_lease(workplace):
         state = _first_state(workplace, seed, device) if workplace.ranks.leads else None
         workplace.ranks.wait()
         return _run(workplace, state or _newest(workplace.rounds))
@@ -60,7 +70,7 @@ def resume_round(workplace: Workplace, round_id: str) -> RoundState:
 
     Raises RoundRunning, UnknownRound, RoundIsOver, and what the steps raise.
     """
-    with _lease(workplace):
+    with round_lease(workplace):
         state = workplace.rounds.read(round_id)
         if state.status != "running":
             raise RoundIsOver(
@@ -71,7 +81,7 @@ def resume_round(workplace: Workplace, round_id: str) -> RoundState:
 
 
 @contextmanager
-def _lease(workplace: Workplace) -> Iterator[None]:
+def round_lease(workplace: Workplace) -> Iterator[None]:
     """Held by the leading process for all of them."""
     with Lease(workplace.rounds.directory).held() if workplace.ranks.leads else nullcontext():
         yield
@@ -92,6 +102,7 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
             f"stage {played[0]} plays against itself, and a round learns from feedback: move it from "
             "trainer.preference.stages to trainer.curriculum.stages and run `align3gr curriculum`"
         )
+    _require_clock(workplace)
     parent = workplace.ledger.reference()
     if parent is None:
         raise NothingToImprove(
@@ -115,10 +126,30 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
             feedback=feedback,
             started_at=workplace.clock().isoformat(),
             settings=workplace.settings_as_json(),
+            catalogue_revision=_catalogue_revision(workplace),
+            made_with=made_with(),
         )
     )
     log.info("round start round=%s parent=%s log_version=%d", state.round_id, state.parent, state.log_version)
     return state
+
+
+def _catalogue_revision(workplace: Workplace) -> int | None:
+    try:
+        return Catalogue.open(workplace.home / "catalogue", create=False).revision
+    except CatalogueMissing:
+        return None  # the first step says so
+
+
+def _require_clock(workplace: Workplace) -> None:
+    """A clock that went backwards would order rounds, ledger and windows wrongly. Raises ClockWentBack."""
+    last = workplace.rounds.last()
+    now = workplace.clock()
+    if last is not None and now + CLOCK_TOLERANCE < datetime.fromisoformat(last.started_at):
+        raise ClockWentBack(
+            f"the clock says {now:%Y-%m-%d %H:%M:%S}, but round {last.round_id} began at "
+            f"{last.started_at[:19].replace('T', ' ')}: set this machine's clock, then start the round again"
+        )
 
 
 def require_whole(policy: Path) -> None:
@@ -139,10 +170,15 @@ def place_for(wanted: str) -> str:
     return wanted
 
 
-def _run(workplace: Workplace, state: RoundState) -> RoundState:
+def run_threads(state: RoundState) -> None:
+    """Torch as the round's numbers depend on it."""
     torch.set_num_threads(state.threads)
     if state.device != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS adds up in a fixed order with it
+
+
+def _run(workplace: Workplace, state: RoundState) -> RoundState:
+    run_threads(state)
     workplace.ranks.wait()  # everyone has read the state before the first step changes it
     if not workplace.ranks.leads:
         return RoundSteps(workplace, state).run_together()

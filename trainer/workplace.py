@@ -47,6 +47,11 @@ class Workplace:
         return RoundsTable(self.home / "rounds")
 
     @property
+    def datasets(self) -> Path:
+        """Where the dataset snapshots lie."""
+        return self.home / "datasets"
+
+    @property
     def ledger(self) -> PromotionLedger:
         """The promotion ledger."""
         return PromotionLedger(self.home / "ledger", clock=self.clock)

@@ -206,6 +206,30 @@ def export(
     emit(export_policy(path, out).as_dict(), as_json)
 
 
+@policy.command("compare")
+def compare(
+    context: typer.Context,
+    first: str = typer.Argument(metavar="A"),
+    second: str = typer.Argument(metavar="B"),
+    user: str | None = typer.Option(None, "--user", help="Show this user's lists side by side."),
+    k: int = typer.Option(10, "--k", min=1, max=100, help="Length of the lists."),
+    html: Path | None = typer.Option(None, "--html", help="Also write a page: one file, to open or to send."),
+    device: str = typer.Option("cpu", "--device", help="cpu, cuda or cuda:N."),
+    as_json: bool = JsonOption,
+) -> None:
+    """Two policies on the same gate users: figures, slices of users, overlap of lists, examples."""
+    from align3gr.comparison_page import write_page
+    from align3gr.comparison_text import as_text
+    from align3gr.policy_comparison import compare as run
+    from align3gr.progress import Bars
+
+    with Bars(shown=not as_json) as bars:
+        found = run(settings_of(context), first, second, user=user, k=k, device=device, progress=bars)
+    if html is not None:
+        write_page(html, found)
+    emit(found.as_dict(), as_json, lambda: as_text(found))
+
+
 @policy.command("mirror")
 def mirror(context: typer.Context, as_json: bool = JsonOption) -> None:
     """Bring MLflow up to date with the registered policies, the rounds and the reference."""

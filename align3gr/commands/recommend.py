@@ -32,18 +32,19 @@ def recommend(
     as_json: bool = JsonOption,
 ) -> None:
     """What the reference policy recommends to each USER now."""
+    from align3gr.contexts import contexts_of, listed_titles
     from features.errors import BadInput
     from policies.policy import Policy
 
     settings = settings_of(context)
     directory = _directory(settings, policy)
-    contexts, unknown = _online(settings, users) if online else _from_log(settings, users)
+    contexts, unknown = _online(settings, users) if online else contexts_of(settings, users)
     if unknown and not strangers:
         raise BadInput(
             f"user {unknown[0]!r} has no feedback yet; check the id, or add --strangers for what is popular"
         )
     loaded = Policy.load(directory, device=device, settings=settings.policies.decoding)
-    titles, listed = _catalogue(settings)
+    titles, listed = listed_titles(settings)
     lists = loaded.recommend(contexts, k, beam=beam, eligible=listed)
     facts = {
         "policy": loaded.version,
@@ -81,26 +82,6 @@ def _directory(settings: "Settings", policy: str | None) -> Path:
     return Registry(settings.home, settings.policies.registry).path(version)
 
 
-def _from_log(settings: "Settings", users: list[str]) -> "tuple[list[UserContext], list[str]]":
-    """Contexts in the order of ``users``, and those of them that nobody knows."""
-    from features.duck import connect
-    from features.histories import recent_histories, seen
-    from features.log import FeedbackLog
-    from policies.policy import UserContext
-
-    snapshot = FeedbackLog.open(settings.home / "log", create=False).snapshot()
-    history: dict[str, list[str]] = {}
-    met: dict[str, list[str]] = {}
-    if snapshot.files:
-        with connect(settings.features) as con:
-            found = recent_histories(con, snapshot, settings.features, user_ids=users)
-            history = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-            found = seen(con, snapshot, users)
-            met = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-    contexts = [UserContext(u, tuple(history.get(u, ())), frozenset(met.get(u, ()))) for u in users]
-    return contexts, [user for user in users if user not in met]
-
-
 def _online(settings: "Settings", users: list[str]) -> "tuple[list[UserContext], list[str]]":
     from features.online.contexts import OnlineFeatures
     from policies.policy import UserContext
@@ -108,18 +89,6 @@ def _online(settings: "Settings", users: list[str]) -> "tuple[list[UserContext],
     found = OnlineFeatures.open(settings.home / "online", settings.features.online).contexts(users)
     contexts = [UserContext(one.user_id, one.history, one.seen) for one in found]
     return contexts, [one.user_id for one in found if not one.known]
-
-
-def _catalogue(settings: "Settings") -> tuple[dict[str, str], list[str] | None]:
-    """Titles, and the items that may be recommended; without a catalogue all of the codec's may."""
-    from features.catalogue import Catalogue, CatalogueMissing
-
-    try:
-        items = Catalogue.open(settings.home / "catalogue", create=False).items()
-    except CatalogueMissing:
-        return {}, None
-    ids = items["item_id"].to_pylist()
-    return dict(zip(ids, items["title"].to_pylist(), strict=True)), ids
 
 
 def _facts(one: "Recommendation", titles: dict[str, str]) -> dict[str, Any]:

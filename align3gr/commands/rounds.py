@@ -23,6 +23,11 @@ def round_(
     ),
     device: str | None = typer.Option(None, help="auto, cpu, cuda or cuda:N; a resume keeps its own."),
     seed: int | None = typer.Option(None, min=0, help="Base of every random number of the round."),
+    from_manifest: str | None = typer.Option(
+        None,
+        help="Do a past round again and compare: its id, or its dataset's. Nothing is registered.",
+        metavar="ID",
+    ),
     as_json: bool = JsonOption,
 ) -> None:
     """One round: dataset, easy and hard stage, evaluation, gate, registry, promotion ledger.
@@ -34,6 +39,9 @@ def round_(
     from trainer.rounds import resume_round, start_round
 
     settings = settings_of(context)
+    if from_manifest is not None:
+        _again(settings, from_manifest, device, given=resume is not None or seed is not None, as_json=as_json)
+        return
     wanted = device or settings.trainer.round.device
     _require_device(wanted)
     if not launched() and (command := launch_command(wanted)):
@@ -53,6 +61,31 @@ def round_(
             state = start_round(workplace, seed=seed, device=device)
     if ranks.leads:
         emit(_facts(state), as_json, lambda: _text(state))
+
+
+def _again(settings: "Settings", named: str, device: str | None, *, given: bool, as_json: bool) -> None:
+    """Reproduce a round; exits with 1 when something came out otherwise."""
+    from align3gr.progress import Bars
+    from features.errors import BadInput
+    from trainer.reproduction import reproduce
+
+    if given:
+        raise BadInput("--from-manifest takes everything from the round it names: no --resume, no --seed")
+    if device is not None:
+        _require_device(device)
+    with Bars(shown=not as_json) as progress:
+        found = reproduce(_workplace(settings, observe=progress), named, device=device)
+
+    def text() -> str:
+        lines = [f"round {found.round_id}: dataset {found.dataset_id}"]
+        lines += [f"  not as it was: {cause}" for cause in found.causes]
+        lines += [f"  {one.name}: {one.was} then, {one.now} now" for one in found.differences]
+        return "\n".join([*lines, "  the same" if found.same else f"  its files: {found.kept}"])
+
+    emit(found.as_dict(), as_json, text)
+    if not found.same:
+        say(f"round {found.round_id} came out otherwise: {len(found.differences)} facts differ")
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -99,6 +132,7 @@ def _workplace(settings: "Settings", **more: Any) -> "Workplace":
 
 
 def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundProcess") -> "Surroundings":
+    from align3gr.retention import age_out_home
     from features.log import LogMissing
     from features.upkeep import keep_up
     from ingest.errors import IngestError
@@ -123,6 +157,7 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
             log = workplace.log()
         except LogMissing:
             return
+        age_out_home(settings, workplace)
         keep_up(log, settings.home / "datasets", settings.home / "upkeep.lock", settings.features.upkeep)
 
     return Surroundings(

@@ -62,6 +62,8 @@ def _answer(hashes: dict[bytes, dict[bytes, bytes]], command: list[bytes]) -> by
         known = hashes.get(arguments[0], {})
         values = [known.get(field) for field in arguments[1:]]
         return b"*%d\r\n" % len(values) + b"".join(map(_bulk, values))
+    if name == b"DEL":
+        return b":%d\r\n" % sum(hashes.pop(key, None) is not None for key in arguments)
     if name in (b"CLIENT", b"PING", b"SELECT"):
         return b"+OK\r\n"
     return b"-ERR unknown command %s\r\n" % name

@@ -9,6 +9,7 @@ from features.interactions import Kind
 from features.log import FeedbackLog
 from features.online.contexts import OnlineFeatures
 from features.online.follow import Follower
+from features.online.forgetting import forget_online, known_online
 from features.online.repository import OnlineUnavailable
 from features.settings import FeatureSettings, OnlineSettings
 from tests.features.online.resp import RespServer
@@ -54,3 +55,16 @@ def test_a_store_that_is_away_is_said_and_the_step_is_done_when_it_is_back(tmp_p
     with pytest.raises(OnlineUnavailable, match="cannot be written"):
         online.step()
     assert online.position.version == -1
+
+
+def test_a_forgotten_user_leaves_redis(tmp_path: Path) -> None:
+    landing, at = Landing(FeedbackLog.open(tmp_path / "log")), start()
+    with RespServer() as redis:
+        settings = FeatureSettings(online=OnlineSettings(store="redis", redis=redis.address))
+        landing.land([("gone", "hers", Kind.LIKE, at), ("stays", "both", Kind.LIKE, at)], at)
+        Follower(tmp_path / "log", tmp_path / "online", settings).step()
+        assert known_online(tmp_path / "online", settings, "gone")
+        forget_online(tmp_path / "online", settings, "gone", version=0, items=["hers"])
+        assert not any(b"gone" in key or b"hers" in key for key in redis.hashes)
+        assert not known_online(tmp_path / "online", settings, "gone")
+        assert known_online(tmp_path / "online", settings, "stays")
