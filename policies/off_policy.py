@@ -23,7 +23,8 @@ are added up, and the interval is Student's over users. The *effective number* o
 w_T^2: where it is small, a few slates speak for all and the interval is not to be trusted.
 
 Why no library: obp, the reference for these estimators, has slates but does not install on a Python that we
-support (0.5.7 of 2023: <3.11); scope-rl builds on it. Here is what is needed, proven against exact truth.
+support (0.5.7: <3.11); scope-rl is for trajectories, not slates. Here is what is needed, proven against exact
+truth.
 """
 
 from collections.abc import Mapping

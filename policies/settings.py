@@ -32,7 +32,7 @@ class GateSettings(BaseModel):
     """Rise tolerated in the share of recommendations that go to the most popular items (absolute)."""
     slice_min_users: Annotated[int, Field(ge=2)] = 30
     """Users with a case that a slice needs before it is judged."""
-    slice_margin: Share = 0.05
+    slice_margin: Share = 0.01
     """Loss in a slice, as a share of the reference's mean there, that must be established for a refusal."""
     new_history: Annotated[int, Field(ge=0)] = 5
     """A user with at most so many items in the prompt's history is a new one."""

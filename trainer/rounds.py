@@ -21,6 +21,7 @@ import torch
 from features.catalogue import Catalogue, CatalogueMissing
 from features.errors import BadInput
 from policies.directory import base_directory, verify
+from policies.gate.own import own_checks
 
 from .errors import TrainerError
 from .lease import Lease
@@ -110,6 +111,7 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
             "`align3gr policy promote` it"
         )
     require_whole(workplace.registry.path(parent))
+    own_checks(workplace.policies.gate.checks)  # one that is missing is told before anything is trained
     wanted = workplace.trainer.round
     snapshot = workplace.log().snapshot()
     feedback = workplace.count_feedback(snapshot.files)

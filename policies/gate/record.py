@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from features.errors import BadInput
 
@@ -71,7 +72,14 @@ def decide_again(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{directory / DECISION} was written before decisions named their settings and seed; "
             "only its words can be read"
         )
-    settings = GateSettings(**stored["settings"])
+    try:
+        settings = GateSettings(**stored["settings"])
+    except ValidationError as error:
+        names = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise NoDecision(
+            f"{directory / DECISION} was taken under settings that this version does not know ({names}); "
+            "take it again with the version that wrote it"
+        ) from error
     decision = decide(input_of(raw), settings, seed=stored["seed"])
     again = json.loads(json.dumps(decision_as_dict(decision, settings, stored["seed"])))
     return stored, again

@@ -159,6 +159,10 @@ def test_records_that_are_gone_or_old_are_told(tmp_path: Path) -> None:
     (tmp_path / "gate_input.json").write_text("{}")
     with pytest.raises(NoDecision, match="before decisions named"):
         decide_again(tmp_path)
+    newer = {"outcome": "hold", "checks": [], "seed": 1, "settings": {"telepathy": 1}}
+    (tmp_path / "decision.json").write_text(json.dumps(newer))
+    with pytest.raises(NoDecision, match="telepathy"):
+        decide_again(tmp_path)
     (tmp_path / "decision.json").write_text("{half")
     with pytest.raises(NoDecision, match="cannot be read"):
         decide_again(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from features.log import FeedbackLog
 from features.sampled_slates import sampled_slates
 from features.settings import FeatureSettings
 from features.split import role_of
+from policies.gate.own import UnknownCheck
 from policies.policy import Policy
 from tests.trainer.round_world import ITEMS, make_home, workplace
 from trainer.judging import read_gate_input
@@ -141,6 +143,16 @@ def test_off_policy_refuses_what_it_cannot_compare(
     code, out, err = call(home, capsys, "evaluate", "--off-policy", *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert words in err
+
+
+def test_a_round_with_a_check_that_nobody_provides_ends_before_it_trains(home: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(home, tmp_path / "home"))
+    place = workplace(copied)
+    gate = place.policies.gate.model_copy(update={"checks": ("nobody_has_this",)})
+    strict = replace(place, policies=place.policies.model_copy(update={"gate": gate}))
+    with pytest.raises(UnknownCheck, match="nobody_has_this"):
+        start_round(strict)
+    assert [one.round_id for one in place.rounds.all()] == ["r0001"]
 
 
 def test_a_policys_own_slates_are_worth_what_was_logged(home: Path) -> None:
