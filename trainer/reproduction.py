@@ -101,6 +101,7 @@ def reproduce(workplace: Workplace, named: str, *, device: str | None = None) ->
         expected = successor(workplace.datasets, _dataset_of(then)) or _dataset_of(then)
         differences = list(_differences(then, now, expected))
         differences += _weights(workplace, then, steps.candidate())
+        differences += _decisions(workplace.rounds.path(then.round_id), directory)
         if not differences:
             shutil.rmtree(elsewhere.scratch)
         return Reproduced(
@@ -240,7 +241,7 @@ def _of_manifests(workplace: Workplace, then: RoundState, built: Path) -> Iterat
 def _differences(then: RoundState, now: RoundState, expected: str) -> Iterator[Difference]:
     if _dataset_of(now) != expected:
         yield Difference("dataset_id", expected, _dataset_of(now))
-    skipped = {"dataset", "register", "ledger"}
+    skipped = {"dataset", "gate", "register", "ledger"}
     for step, facts in then.steps.items():
         if step not in skipped:
             yield from _unlike(step, facts, now.steps.get(step))
@@ -255,6 +256,27 @@ def _unlike(name: str, was: Any, now: Any) -> Iterator[Difference]:
             yield from _unlike(f"{name}.{key}", was.get(key), now.get(key))
     elif _plain(was) != _plain(now):
         yield Difference(name, was, now)
+
+
+def _decisions(then: Path, now: Path) -> Iterator[Difference]:
+    """The gate's checks, one by one; not those of the machine's speed, nor what follows from them."""
+    try:
+        was = _checks(then)
+    except OSError:
+        return  # the record is older than decisions: the figures were compared
+    again = _checks(now)
+    for name, check in was.items():
+        yield from _unlike(f"gate.{name}", check, again.get(name))
+
+
+def _checks(directory: Path) -> dict[str, Any]:
+    decision = json.loads((directory / "decision.json").read_text(encoding="utf-8"))
+    kept = ("statistic", "bound", "value", "passed")
+    return {
+        check["name"]: {key: check.get(key) for key in kept}
+        for check in decision.get("checks", [])
+        if not any(part in check["name"] for part in _MEASURED)
+    }
 
 
 def _plain(value: Any) -> str:
