@@ -15,8 +15,6 @@ from tests.brokers import interaction
 
 FREE = 36_000
 """Bytes that are left: a small file, but no table, dataset or model."""
-LARGEST = 24_000
-"""Bytes of the largest file where sizes are limited."""
 
 
 @pytest.fixture
