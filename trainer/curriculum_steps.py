@@ -5,10 +5,8 @@ feedback stage reads the same datasets as a round. Either is skipped, with the r
 little to learn from.
 """
 
-import json
 import logging
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,14 +22,15 @@ from policies.directory import read_manifest, write_manifest
 from policies.policy import Policy
 
 from .evaluation import RankingCase, cases_of, leave_one_out
-from .preference.guards import GuardFigures, broken, guard_cases, measure_guards
+from .preference.guards import guard_cases
 from .preference.selfplay import NothingToPlay, SelfPlay, play
 from .preference.stage import NotEnoughSamples, StageRun, run_stage
-from .round_state import RoundState, ended, write_json
+from .round_state import RoundState, ended
 from .round_steps import RoundSteps, derived_seed
 from .settings import StageSettings
 from .sft.bootstrap import bootstrap
 from .sft.training import Step
+from .stage_guards import StageGuards
 from .training_input import read_training_input, training_histories
 from .workplace import Workplace
 
@@ -164,7 +163,7 @@ class CurriculumSteps(RoundSteps):
         except (NotEnoughSamples, NothingToPlay, _NoData) as few:
             log.info("curriculum stage skipped id=%s stage=%s cause=%s", self.state.round_id, stage.name, few)
             return {"skipped": str(few)}
-        guard = self._guard(stage, before, result.policy)
+        guard = self._guards.judge(stage.name, before, result.policy, *self._cases(stage))
         if guard["broken"]:
             log.warning("curriculum stage not chained stage=%s cause=%s", stage.name, guard["broken"])
         return {**result.as_dict(), **data.facts, "guard": guard, "chained": not guard["broken"]}
@@ -208,38 +207,15 @@ class CurriculumSteps(RoundSteps):
             progress=partial(self._observe, f"{stage}: play"),
         )
 
-    def _guard(self, stage: StageSettings, before: Path, after: Path) -> dict[str, Any]:
-        """What the held-out cases say of a stage, against its predecessor and the chain's start."""
-        bounds = self.workplace.trainer.preference.guards
-        kind, cases = self._cases(stage)
-        if not cases:
-            why = f"fewer than {bounds.min_users} users have a held-out case"
-            return {"cases": kind, "broken": [], "not_judged": why}
-        start = self.workplace.registry.path(self.state.parent)
-        figures = {
-            role: self._figures(kind, path, cases, stage.name)
-            for role, path in (("start", start), ("before", before), ("after", after))
-        }
-        found = broken(figures["before"], figures["after"], bounds)
-        if before != start and not found:
-            since = broken(figures["start"], figures["after"], bounds)
-            found = [f"since the start of the chain, {sentence}" for sentence in since]
-        return {"cases": kind, **{role: one.as_dict() for role, one in figures.items()}, "broken": found}
-
-    def _figures(self, kind: str, policy: Path, cases: Sequence[RankingCase], stage: str) -> GuardFigures:
-        """Measured once for each policy and kind of cases."""
-        name = f"after {policy.parent.name}" if policy.name == "policy" else policy.name
-        file = self.directory / "guards" / f"{kind}, {name}.json"
-        if file.is_file() and name != f"after {stage}":  # a stage that runs again made another policy
-            return GuardFigures.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        found = measure_guards(
-            self._load(policy),
-            cases,
-            progress=lambda _, done, total: self._observe(f"{stage}: guard", done, total),
+    @cached_property
+    def _guards(self) -> StageGuards:
+        return StageGuards(
+            self.directory / "guards",
+            self.workplace.registry.path(self.state.parent),
+            self.workplace.trainer.preference.guards,
+            self._load,
+            self._observe,
         )
-        file.parent.mkdir(exist_ok=True)
-        write_json(file, found.as_dict())
-        return found
 
     def _cases(self, stage: StageSettings) -> tuple[str, list[RankingCase]]:
         """Gate users' likes for a feedback stage where there are enough, else the items left out."""
@@ -286,11 +262,6 @@ class CurriculumSteps(RoundSteps):
         shared = trainer.preference.patience
         used = any(shared if stage.patience is None else stage.patience for stage in self._stages)
         return trainer.round.stop_share if used else 0.0
-
-    def _ran(self) -> list[str]:
-        """Stages that were chained, in order."""
-        steps = self.state.steps
-        return [s.name for s in self._stages if steps.get(s.name, {}).get("chained")]
 
     def _register(self) -> dict[str, Any]:
         """Number the chain's policy; without a chained stage it is the one it started from."""

@@ -9,13 +9,14 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from features.cases import evaluation_cases
 from features.catalogue import Catalogue
 from features.datasets import PreferenceDataset
 from features.duck import connect
@@ -25,14 +26,18 @@ from policies.directory import read_manifest, write_manifest
 from policies.gate import decide
 from policies.gate.record import decision_as_dict
 from policies.ledger import LedgerConflict, PromotionHeld
+from policies.policy import Policy
 from policies.runs import RoundRun
 
 from .errors import TrainerError
+from .evaluation import RankingCase, cases_of
 from .judging import measure, read_gate_input
 from .newcomers import grow_codec, grown_codec
+from .preference.guards import guard_cases
 from .preference.stage import METRICS, NotEnoughSamples, StageRun, run_stage
 from .round_state import RoundState, ended, write_json
 from .settings import StageSettings
+from .stage_guards import StageGuards
 from .training_input import most_liked
 from .workplace import Workplace
 
@@ -162,7 +167,50 @@ class RoundSteps:
         except NotEnoughSamples as few:
             log.info("round stage skipped round=%s cause=%s", self.state.round_id, few)
             return {"skipped": str(few)}
-        return result.as_dict()
+        guard = self._guard(stage.name, result.policy) if workplace.ranks.leads else {}
+        return {**result.as_dict(), **guard}
+
+    def _guard(self, stage: str, after: Path) -> dict[str, Any]:
+        """Whether the stage did harm, by the likes of the stop users: then it is not built upon.
+
+        The gate's own users are left to the gate.
+        """
+        if not self.workplace.trainer.preference.guards.in_rounds:
+            return {}
+        found = self._guards.judge(stage, self._policy_before(stage), after, "stop users", self._guard_cases)
+        if found["broken"]:
+            log.warning("round stage not chained round=%s cause=%s", self.state.round_id, found["broken"])
+        return {"guard": found, "chained": not found["broken"]}
+
+    @cached_property
+    def _guards(self) -> StageGuards:
+        workplace = self.workplace
+        return StageGuards(
+            self.directory / "guards",
+            workplace.registry.path(self.state.parent),
+            workplace.trainer.preference.guards,
+            partial(
+                Policy.load,
+                device=workplace.ranks.place(self.state.device),
+                policies=workplace.registry.directory,
+                settings=workplace.policies.decoding,
+            ),
+            self._observe,
+            eligible=self._read(_ELIGIBLE),
+            popularity=self._read(_POPULAR),
+        )
+
+    @cached_property
+    def _guard_cases(self) -> list[RankingCase]:
+        workplace = self.workplace
+        found = evaluation_cases(
+            workplace.log().snapshot(self.state.log_version),
+            workplace.features,
+            gate_share=workplace.policies.gate.share,
+            stop_share=self._stop_share(),
+            role="stop",
+        )
+        return guard_cases(cases_of(found.slates, found.ranking)[1], workplace.trainer.preference.guards)
 
     def _evaluate(self) -> dict[str, Any]:
         """Candidate, parent and anchor on the gate users, for the gate to judge."""
@@ -243,23 +291,30 @@ class RoundSteps:
         return path
 
     def _ran(self) -> list[str]:
-        """Finished stages that were not skipped, in order."""
-        steps = self.state.steps
-        return [s.name for s in self._stages if s.name in steps and "skipped" not in steps[s.name]]
+        """Finished stages that were neither skipped nor stopped by a guard, in order."""
+        facts = {s.name: self.state.steps[s.name] for s in self._stages if s.name in self.state.steps}
+        return [name for name, one in facts.items() if "skipped" not in one and one.get("chained", True)]
 
     def _require_a_stage(self) -> None:
         if not self._ran():
-            reasons = "; ".join(str(self.state.steps[stage.name]["skipped"]) for stage in self._stages)
-            raise NoStageRan(f"no stage of round {self.state.round_id} had enough samples: {reasons}")
+            reasons = "; ".join(self._why_not(stage.name) for stage in self._stages)
+            raise NoStageRan(f"no stage of round {self.state.round_id} came to anything: {reasons}")
+
+    def _why_not(self, stage: str) -> str:
+        facts = self.state.steps[stage]
+        if "skipped" in facts:
+            return str(facts["skipped"])
+        return f"stage {stage} broke a guard: {'; '.join(facts['guard']['broken'])}"
 
     def _built(self) -> PreferenceDataset:
         name = self.state.steps["dataset"]["dataset_id"]
         return PreferenceDataset.open(self.workplace.datasets / name)
 
     def _stop_share(self) -> float:
-        """Users are set aside for early stopping only where it is on."""
+        """Users are set aside for early stopping and guards only where one of them is on."""
         trainer = self.workplace.trainer
-        return trainer.round.stop_share if trainer.preference.patience else 0.0
+        used = trainer.preference.patience or trainer.preference.guards.in_rounds
+        return trainer.round.stop_share if used else 0.0
 
     def _read(self, name: str) -> list[str]:
         items: list[str] = json.loads((self.directory / name).read_text(encoding="utf-8"))

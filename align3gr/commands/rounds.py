@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+STAGE_FACTS = ("samples", "steps", "first", "last", "guard", "chained")
+
 
 @app.command("round")
 def round_(
@@ -204,7 +206,7 @@ def _require_device(wanted: str) -> None:
 def _facts(state: "RoundState") -> dict[str, Any]:
     steps = state.steps
     stages = {
-        name: {key: facts[key] for key in ("samples", "steps", "first", "last") if key in facts} or facts
+        name: {key: facts[key] for key in STAGE_FACTS if key in facts} or facts
         for name, facts in steps.items()
         if "last" in facts or "skipped" in facts
     }
@@ -235,4 +237,5 @@ def _text(state: "RoundState") -> str:
                 f"  {name:<8} {facts['samples']} samples, {facts['steps']} steps, loss {first['loss']:.3f} "
                 f"-> {last['loss']:.3f}, margin {last['rewards/margins']:.2f}"
             )
+            lines += [f"    not chained: {why}" for why in facts.get("guard", {}).get("broken", ())]
     return "\n".join(lines)

@@ -15,8 +15,8 @@ class SelfPlaySettings(BaseModel):
 
     candidates: Literal["beam", "sampling"] = "sampling"
     """How the policy draws candidates: its best by constrained beam search (the paper), or a Gumbel top-k
-    sample. On Beauty a stage on a beam's candidates cost 7% of Recall@50, one on a sample's nothing
-    (docs/preference.md)."""
+    sample. On Beauty an easy stage on a beam's candidates cost 7% of Recall@50, one of all grades on a
+    sample's nothing (docs/preference.md)."""
     width: Annotated[int, Field(ge=1, le=1000)] = 50
     """Candidates of a target (the published code: 200)."""
     temperature: Positive = 1.0

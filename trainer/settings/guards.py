@@ -13,7 +13,8 @@ class GuardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     in_rounds: bool = False
-    """Whether the stages of a round are guarded too; those of a curriculum always are."""
+    """Whether the stages of a round are guarded too, by the likes of its stop users (``round.stop_share``);
+    those of a curriculum always are."""
     users: Count = 2000
     """Users the guards look at, drawn by a fixed seed; all where there are fewer."""
     min_users: Count = 50
