@@ -60,12 +60,13 @@ def remove_online(
     """Remove the values of ``user_ids`` and ``items`` from the online store, all at once; as above."""
     if (folder / "registry.db").exists():
         with _no_older_push(folder, version):
+            store = open_store(folder, settings.online)  # imports Feast, and keeps its noise away
             keys = [_key("user_id", user_id) for user_id in user_ids]
             keys += [_key("item_id", item) for item in items]
             if settings.online.store == "sqlite":
                 _from_sqlite(folder / "online.db", keys)
             else:
-                _from_redis(folder, settings, keys)
+                _from_redis(store, keys)
 
 
 def _exports(folder: Path) -> list[Path]:
@@ -133,9 +134,8 @@ def _feature_tables(con: sqlite3.Connection) -> list[str]:
     ]
 
 
-def _from_redis(folder: Path, settings: FeatureSettings, keys: Sequence[Any]) -> None:
+def _from_redis(store: Any, keys: Sequence[Any]) -> None:
     """Feast keeps one hash a project and entity; deleting it deletes every view's values."""
-    store: Any = open_store(folder, settings.online)
     from feast.infra.online_stores.helpers import _redis_key
 
     try:
