@@ -18,7 +18,6 @@ import torch
 from features.catalogue import Catalogue, Item
 from features.datasets import PreferenceDataset, TooFewLikes
 from features.log import LogMissing
-from features.split import role_of
 from policies.codec import ScidCodec
 from policies.ledger import PromotionLedger
 from policies.policy import Policy, UserContext
@@ -34,9 +33,7 @@ from trainer.preference.stage import StageRun, run_stage
 from trainer.round_state import RoundState, UnknownRound
 from trainer.round_steps import NoStageRan, derived_seed
 from trainer.rounds import NothingToImprove, RoundIsOver, resume_round, start_round
-from trainer.settings import GuardSettings
 from trainer.tokenization.text import fit_text_encoder
-from trainer.workplace import Workplace
 
 # Children are forked from a server that has imported torch and touched nothing: they start at once.
 FORKS = multiprocessing.get_context("forkserver")
@@ -314,53 +311,6 @@ def test_a_round_without_any_stage_is_an_error_and_over(home: Path) -> None:
     assert state.status == "failed"
     with pytest.raises(RoundIsOver, match="r0001 has ended"):
         resume_round(workplace(home), "r0001")
-
-
-def guarded(home: Path, **bounds: Any) -> Workplace:
-    """Rounds whose stages are guarded on a third of the users."""
-    place = workplace(home)
-    guards = GuardSettings(in_rounds=True, min_users=3, **bounds)
-    return replace(
-        place,
-        trainer=place.trainer.model_copy(
-            update={
-                "preference": place.trainer.preference.model_copy(update={"guards": guards}),
-                "round": place.trainer.round.model_copy(update={"stop_share": 0.3}),
-            }
-        ),
-    )
-
-
-LOOSE = {
-    **{"ndcg_loss": 0.99, "recall_loss": 0.99, "coverage_loss": 0.99, "popularity_rise": 0.99},
-    **{"chosen_drift": 1e6, "validity": 1e-6},
-}
-
-
-def test_guarded_stages_are_measured_on_users_the_gate_does_not_look_at(home: Path) -> None:
-    place = guarded(home, **LOOSE)
-    state = start_round(place)
-    assert state.status == "finished"
-    judged = json.loads((place.rounds.path("r0001") / "gate_input.json").read_text())["users"]
-    for name in ("easy", "hard"):
-        facts = state.steps[name]
-        assert facts["chained"] is True
-        assert facts["guard"]["cases"] == "stop users"
-        assert facts["guard"]["after"]["users"] >= 3
-    stop = {f"user-{n:03d}" for n in range(48) if role_of(f"user-{n:03d}", 0.3, 0.3) == "stop"}
-    assert len(stop) >= state.steps["easy"]["guard"]["after"]["users"]
-    assert stop.isdisjoint(judged)
-
-
-def test_a_round_whose_stages_all_break_a_guard_ends_with_the_reason(home: Path) -> None:
-    place = guarded(
-        home, ndcg_loss=0.0, recall_loss=0.0, coverage_loss=0.0, popularity_rise=0.0, chosen_drift=1e-9
-    )
-    wild = (stage.model_copy(update={"learning_rate": 0.05}) for stage in PREFERENCE.stages)
-    with pytest.raises(NoStageRan, match=r"came to anything: stage easy broke a guard: .* allowed"):
-        start_round(with_stages(place, *wild))
-    assert place.ledger.reference() == "v1"
-    assert Registry(home).versions() == ["v1"]
 
 
 def test_too_few_likes_end_the_round_as_failed(home: Path) -> None:
