@@ -1,4 +1,4 @@
-"""Guards behind the stages of a round: on users of their own, and a round that none of its stages survives."""
+"""Guards behind the stages of a round: on users of their own, and a round that no stage of it survives."""
 
 import json
 from dataclasses import replace
