@@ -24,6 +24,9 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# One thread each: the models of the tests are small, and workers that share cores only get in each other's way.
+test test-all: export OMP_NUM_THREADS ?= 1
+
 test: check
 	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
 

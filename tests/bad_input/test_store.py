@@ -56,7 +56,7 @@ def test_too_few_likes_end_a_round_with_the_reason(place: Place) -> None:
     settings = (place.folder / "align3gr.yaml").read_text()
     place.file("align3gr.yaml", re.sub(r"min_samples: \d+", "min_samples: 100000", settings))
     before = place.counts()
-    place.in_fork("round").refused(2, "enough samples", "at least 100000 are needed", "min_samples")
+    place.in_fork("round").refused(2, "came to anything", "at least 100000 are needed", "min_samples")
     # The dataset stays: it is the record of what there was to learn from.
     assert place.counts() == before | {"datasets": 1, "rounds": 1}
     place.in_fork("round", "--resume", "last").refused(2, "has ended (failed)")

@@ -157,6 +157,7 @@ class Killed(BaseException):
     """Nothing of ours catches it."""
 
 
+@pytest.mark.slow
 def test_a_chain_killed_again_and_again_ends_like_one_that_was_not(
     finished: tuple[Path, RoundState], home: Path
 ) -> None:
