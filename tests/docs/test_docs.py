@@ -24,7 +24,7 @@ from tests.docs.data import write_page_data
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?```sh\n(?P<text>.*?)```", re.S)
-SLOW = {"walkthrough.md", "demo.md"}
+SLOW = {"walkthrough.md", "demo.md", "keeping.md", "tokenization.md"}
 
 
 @dataclass(frozen=True)
