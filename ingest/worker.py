@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import (
-    AuthorizationError,
-    CorruptRecordError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    SaslAuthenticationFailedError,
-    StaleMetadata,
-)
+from kafka.errors import KafkaError, OffsetOutOfRangeError, StaleMetadata
 from kafka.structs import OffsetAndMetadata
 
 from features.batch import InteractionBatch, Record, Refused
@@ -34,13 +27,14 @@ from .assignment import Assignment
 from .back_off import back_off
 from .clock import utc_now
 from .dead_letters import DeadLetterBox
-from .errors import BrokerUnreachable, DeadLettersRefused, IngestError, OffsetsLost, TopicMissing
+from .errors import BrokerUnreachable, DeadLettersRefused, OffsetsLost, TopicMissing
 from .garbage import collect_cycles, cyclic_collector_off
+from .group import join_group, leave_group, poll_group
 from .idleness import IdlePartitions
 from .lag import CatchUp
 from .landing import Landed, Landing
 from .settings import IngestSettings, KafkaSettings
-from .topics import TopicIdentity, connect, identify, reach, replaced
+from .topics import TopicIdentity, identify, reach, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +127,8 @@ class IngestWorker:
         target = self._target = CatchUp(self._kafka, self._log_path) if until_caught_up else None
         if target is not None and target.reached({}):
             return self.report
-        self._consumer = self._join()
+        # The log, not Kafka, says where to begin: nothing is committed automatically.
+        self._consumer, self._assignment = join_group(self._kafka, self._settings, self._settings.group)
         try:
             with cyclic_collector_off():
                 while not self._stopping:
@@ -162,20 +157,15 @@ class IngestWorker:
         self._advance_watermark()
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
-        self._assignment.keep_joining()
         try:
-            return self._consumer.poll(  # type: ignore[no-any-return]
+            return poll_group(
+                self._consumer,
+                self._assignment,
                 timeout_ms=int(1000 * min(0.25, self._settings.linger_s / 4)),
                 max_records=self._settings.poll_records,
             )
         except OffsetOutOfRangeError:
             self._give_up_position()
-        except CorruptRecordError as error:
-            raise IngestError(
-                f"a record batch on the broker is damaged ({error}): restore the topic"
-            ) from error
-        except (AuthorizationError, SaslAuthenticationFailedError) as error:
-            raise IngestError(f"Kafka refuses this worker ({error}): grant it topic and group") from error
         except KafkaError as error:
             self._failed("poll", error)
         return {}
@@ -258,14 +248,6 @@ class IngestWorker:
             self._settle()
 
     # -- positions -----------------------------------------------------------------------------------------
-
-    def _join(self) -> KafkaConsumer:
-        """Join the group; the log, not Kafka, says where to begin, so nothing is committed automatically."""
-        options = {"group_id": self._settings.group, **self._settings.consumer()}
-        consumer = connect(KafkaConsumer, self._kafka, **{**options, **self._kafka.client_options})
-        self._assignment = Assignment(consumer)
-        consumer.subscribe([self._kafka.topic], listener=self._assignment)
-        return consumer
 
     def _claim(self) -> None:
         """Steps 1 and 4: drop what is held, read the owned partitions' offsets from the log, seek there."""
@@ -377,8 +359,5 @@ class IngestWorker:
 
     def _close(self) -> None:
         self._thread.shutdown(wait=True)
-        try:
-            self._consumer.close(autocommit=False, timeout_ms=5000)
-        except KafkaError as error:
-            logger.info("group not left cleanly cause=%s", error)
+        leave_group(self._consumer)
         self._dead_letters.close()

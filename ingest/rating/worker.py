@@ -15,14 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import (
-    AuthorizationError,
-    CorruptRecordError,
-    KafkaError,
-    OffsetOutOfRangeError,
-    SaslAuthenticationFailedError,
-    StaleMetadata,
-)
+from kafka.errors import KafkaError, OffsetOutOfRangeError, StaleMetadata
 from kafka.structs import OffsetAndMetadata
 
 from features.interactions import LATEST_AHEAD, Interaction, InvalidInteraction, decode_until
@@ -31,9 +24,10 @@ from ingest.assignment import Assignment
 from ingest.back_off import back_off
 from ingest.clock import utc_now
 from ingest.errors import BrokerUnreachable, IngestError, TopicMissing
+from ingest.group import join_group, leave_group, poll_group
 from ingest.producer import FeedbackProducer
 from ingest.settings import IngestSettings, KafkaSettings
-from ingest.topics import TopicIdentity, connect, identify, reach, replaced
+from ingest.topics import TopicIdentity, identify, reach, replaced
 
 from .rater import Rater, rating_of, wants_rating
 
@@ -128,7 +122,7 @@ class RatingWorker:
         """Work until ``stop``, or until what the topic held at the start has been seen (by any worker)."""
         self._identity = identify(self._kafka)
         target = {p: at.end for p, at in reach(self._kafka).items() if at.end > at.first}
-        self._consumer = self._join()
+        self._consumer, self._assignment = join_group(self._kafka, self._ingest, self._settings.group)
         self._joined_by = time.monotonic() + 2 * self._ingest.session_timeout_s
         try:
             while not self._stopping and not (until_caught_up and self._reached(target)):
@@ -159,17 +153,10 @@ class RatingWorker:
             self._commit(portion)
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
-        self._assignment.keep_joining()
         try:
-            return self._consumer.poll(timeout_ms=_POLL_MS)  # type: ignore[no-any-return]
+            return poll_group(self._consumer, self._assignment, timeout_ms=_POLL_MS)
         except OffsetOutOfRangeError:
             self._generation = -1  # the topic dropped events we had not read: begin at its first
-        except CorruptRecordError as error:
-            raise IngestError(
-                f"a record batch on the broker is damaged ({error}): restore the topic"
-            ) from error
-        except (AuthorizationError, SaslAuthenticationFailedError) as error:
-            raise IngestError(f"Kafka refuses this worker ({error}): grant it topic and group") from error
         except KafkaError as error:
             self._failed("poll", error)
         return {}
@@ -265,13 +252,6 @@ class RatingWorker:
 
     # -- positions -----------------------------------------------------------------------------------------
 
-    def _join(self) -> KafkaConsumer:
-        options = {"group_id": self._settings.group, **self._ingest.consumer()}
-        consumer = connect(KafkaConsumer, self._kafka, **{**options, **self._kafka.client_options})
-        self._assignment = Assignment(consumer)
-        consumer.subscribe([self._kafka.topic], listener=self._assignment)
-        return consumer
-
     def _claim(self) -> None:
         """Read the owned partitions' offsets from the group and seek there."""
         self._next = {}
@@ -347,7 +327,4 @@ class RatingWorker:
 
     def _close(self) -> None:
         self._drop_producer()
-        try:
-            self._consumer.close(autocommit=False, timeout_ms=5000)
-        except KafkaError as error:
-            logger.info("group not left cleanly cause=%s", error)
+        leave_group(self._consumer)
