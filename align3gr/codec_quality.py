@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer.tokenization.fitting import REPORT
 from trainer.tokenization.quality import (
     ambiguous_items,
     category_lift,
@@ -20,6 +19,7 @@ from trainer.tokenization.quality import (
     new_item_lift,
     together_lift,
 )
+from trainer.tokenization.report import REPORT
 
 if TYPE_CHECKING:
     from align3gr.settings import Settings

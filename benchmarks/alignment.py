@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align3gr.console import say
 from benchmarks.tokenization import read
 from trainer.tokenization.alignment import ScEncoder, u2i_loss
 from trainer.tokenization.din import one_pair_a_user
@@ -119,11 +120,6 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

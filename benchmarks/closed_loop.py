@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from align3gr.console import say
 from benchmarks.loop.arms import Arm, LoopOptions
 from benchmarks.loop.bandit import LinUcb
 from benchmarks.loop.worlds import LoopWorld, demo, jester
@@ -189,11 +190,6 @@ def plot(facts: dict[str, Any], file: Path) -> None:
     axes.set(xlabel="round", ylabel="liked rate of the judges' slates", title=facts["world"])
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=150)
-
-
-def say(words: str) -> None:
-    """Progress, beside the result."""
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import argparse
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from align3gr.console import say
 from policies.codec import ScidCodec
 from policies.directory import CodecHashes, Manifest
 from policies.policy import Policy, UserContext
@@ -191,11 +191,6 @@ def people(policy: Policy, count: int) -> list[UserContext]:
     return [
         UserContext(f"user-{n}", tuple(str(item) for item in history)) for n, history in enumerate(histories)
     ]
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import platform
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measuring import clocks, peak_gb, since
 
 FITTED = 20_000
 COMPARED = 50_000
@@ -158,25 +158,6 @@ def texts(seed: int) -> Iterator[str]:
             yield f"{title}. {words[row[6] % 40]}, {words[row[7] % 400]}. " + " ".join(
                 words[word] for word in row[8:]
             )
-
-
-def clocks() -> tuple[float, float]:
-    """Wall clock and processor time of this process, in seconds."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(started: tuple[float, float]) -> dict[str, float]:
-    """Seconds of both clocks since ``started``."""
-    wall, processor = clocks()
-    return {"seconds": wall - started[0], "cpu_seconds": processor - started[1]}
-
-
-def peak_gb() -> float:
-    """Peak resident memory of this process so far, in GB (Linux: of this program, not of its parent)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9  # type: ignore[union-attr]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ commit, device, date and seconds.
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ import numpy as np
 from align3gr.demo.world import WorldSize
 from benchmarks.loop.trials import Log, TrialWorld, wilson
 from benchmarks.loop.worlds import demo, jester
+from benchmarks.measuring import commit
 from policies.gate import Decision, decide
 from policies.sequential import ConfidenceSequence
 from policies.settings import GateSettings
@@ -254,16 +254,13 @@ BATCHES, BATCH = 25, 80
 def record(out: Path, key: str, facts: dict[str, Any], seconds: float) -> None:
     """Put one part into the file of results."""
     held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     held[key] = {
         "command": "python benchmarks/gate_power.py "
         + " ".join(
             "jester/" if before == "--folder" else word
             for before, word in zip(sys.argv, sys.argv[1:], strict=False)
         ),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "device": f"CPU, {platform.machine()}, one thread, on a machine shared with other work",
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(seconds, 1),

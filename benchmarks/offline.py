@@ -17,7 +17,6 @@ import argparse
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,9 +31,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from align3gr.console import say
 from benchmarks.baselines.models import PARTS, RowUnavailableError, Shelf
 from benchmarks.baselines.policies import POLICIES, measured_policy, policy_key
 from benchmarks.baselines.reading import Dataset, read
+from benchmarks.measuring import commit
 from trainer.metrics import COLUMN_WORDS, COLUMNS, Bootstrap, ListShape, Ranked, rank_scores
 from trainer.settings import SasRecSettings, TrainerSettings
 
@@ -336,19 +337,6 @@ def device(wanted: argparse.Namespace) -> str:
     if wanted.device.startswith("cuda"):
         return torch.cuda.get_device_name(wanted.device)
     return f"CPU, {platform.machine()}, {wanted.threads} thread(s)"
-
-
-def commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
-    return found.strip() + (" and changes" if changed else "")
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

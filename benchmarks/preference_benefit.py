@@ -27,7 +27,6 @@ import hashlib
 import json
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -41,11 +40,11 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.preference import Bench, Measured, say
+from benchmarks.measuring import commit
 from trainer.metrics import Bootstrap, IntArray
 from trainer.preference.selfplay import STAGES
 from trainer.settings import TrainerSettings
 
-ROOT = Path(__file__).resolve().parent.parent
 METRICS = ("recall@1", "ndcg@10", "recall@10", "recall@50", "recall@100")
 LEVELS = "the data set has no feedback levels: no dislike, no impression"
 NOT_RUN = {"rf-mixed": LEVELS, "rf-progressive": LEVELS}
@@ -252,14 +251,6 @@ def words(wanted: argparse.Namespace) -> str:
     parts += [f"--set {' '.join(wanted.set)}"] if wanted.set else []
     parts += [f"--play {' '.join(wanted.play)}"] if wanted.play else []
     return " ".join(parts)
-
-
-def commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
-    return found.strip() + (" and changes" if changed else "")
 
 
 if __name__ == "__main__":

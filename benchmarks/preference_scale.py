@@ -28,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from align3gr.console import say
+from benchmarks.measuring import peak_mb
 from policies.codec import ScidCodec
 from policies.policy import Policy, write_policy
 from policies.scoring import pack
@@ -167,12 +169,6 @@ def clock_of(device: str) -> Any:
     return time.process_time if device == "cpu" else time.perf_counter
 
 
-def peak_mb() -> float:
-    """Most that this process has held so far, MB."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
 
@@ -190,11 +186,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--run", choices=["stage", "data"], help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def say(line: str) -> None:
-    """Lines for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

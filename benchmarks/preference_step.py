@@ -38,6 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align3gr.console import say
+from benchmarks.measuring import memory_mb, peak_mb
 from policies.codec import ScidCodec
 from policies.policy import Policy, write_policy
 from trainer.preference.learner import Learner
@@ -341,21 +343,15 @@ def memory_here(wanted: argparse.Namespace) -> dict[str, float]:
         learner = work.learner(STAGE)
         second = Policy.load(work.policy, device=work.device).model if wanted.memory_of == "sdpo" else None
         on_cpu = work.device == "cpu"
-        before = of_process("VmRSS") if on_cpu else torch.cuda.memory_allocated() / 2**20
+        before = memory_mb("VmRSS") if on_cpu else torch.cuda.memory_allocated() / 2**20
         for done, samples in enumerate(work.samples[:2]):
             if second is not None:
                 sdpo_step(learner, second, samples, prompts, Watch(work.device))
             else:
                 reference = learner.responses(samples)
                 learner.step(samples, reference, list(range(prompts)), done, FOREVER)
-        peak = of_process("VmHWM") if on_cpu else torch.cuda.max_memory_allocated() / 2**20
+        peak = peak_mb() if on_cpu else torch.cuda.max_memory_allocated() / 2**20
     return {"peak": peak, "rise": peak - before, "prompts": prompts}
-
-
-def of_process(name: str) -> float:
-    """A line of /proc/self/status, MB. (getrusage's peak would be that of the process that started this.)"""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))
 
 
 def require_equal(ours: list[float], theirs: list[float]) -> None:
@@ -380,11 +376,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--memory-of", choices=["ours", "sdpo"], help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def say(line: str) -> None:
-    """Lines for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

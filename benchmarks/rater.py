@@ -21,7 +21,6 @@ share not rated, and of those rated disliked the share that are (the same for li
 import argparse
 import json
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measuring import commit
 from features.interactions import Kind
 from features.levels import PAPER_SCALE
 from features.split import bucket_of
@@ -196,13 +196,9 @@ def fitted_words(texts: list[str], stars: NDArray[np.int64]) -> Callable[[Sequen
 
 def circumstances() -> dict[str, str]:
     """Where and when."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     return {
         "command": "python benchmarks/rater.py FOLDER --json",
-        "commit": commit or "unknown",
+        "commit": commit(),
         "device": f"{platform.processor() or platform.machine()}, {platform.system()}",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
     }

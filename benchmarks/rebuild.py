@@ -11,13 +11,10 @@ rows. Bounds: at least 3x pandas, growth from a tenth to the whole at most 12x, 
 import argparse
 import json
 import platform
-import re
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import duckdb
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.measuring import clocks, peak_gb, since
 from features.datasets import PreferenceDataset
 from features.log import LOG_SCHEMA, LogSnapshot
 from features.settings import FeatureSettings
@@ -154,28 +152,6 @@ def build_with_pandas(folder: Path) -> dict:  # type: ignore[type-arg]
     dataset = PreferenceDataset.open(path)
     identical = all(_comparable(found) == _stored(dataset, stage) for stage, found in rows.items())  # type: ignore[arg-type]
     return {**taken, "identical": identical}
-
-
-def clocks() -> tuple[float, float]:
-    """Wall clock and processor time of this process, in seconds."""
-    return time.perf_counter(), time.process_time()
-
-
-def since(started: tuple[float, float]) -> dict[str, float]:
-    """Seconds of both clocks since ``started``."""
-    wall, processor = clocks()
-    return {"seconds": wall - started[0], "cpu_seconds": processor - started[1]}
-
-
-def peak_gb() -> float:
-    """Peak resident memory of this process so far, in GB.
-
-    Linux' own high-water mark of this program; ``ru_maxrss`` would start at the parent's.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text()).group(1)) * 1024 / 1e9  # type: ignore[union-attr]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes on macOS
 
 
 def _comparable(rows: list[tuple]) -> list[tuple]:  # type: ignore[type-arg]

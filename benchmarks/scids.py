@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import pyarrow as pa
 
+from align3gr.console import say
 from benchmarks.tokenization import read
 from policies.codec import ScidCodec
 from trainer.settings import TokenizationSettings
@@ -120,11 +121,6 @@ def newcomers(
 def leaves(items: pa.Table) -> list[str | None]:
     """The last category of each item."""
     return [(categories or [None])[-1] for categories in items.column("categories").to_pylist()]
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

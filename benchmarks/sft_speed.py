@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from align3gr.console import say
 from policies.codec import ScidCodec
 from policies.prompt import HISTORY, PromptTokens
 from trainer.settings import SftSettings
@@ -317,11 +318,6 @@ class Watch:
     def speed(self) -> Speed:
         """Of steps of STEP targets."""
         return Speed(self.steps * STEP, self.elapsed)
-
-
-def say(line: str) -> None:
-    """Lines for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

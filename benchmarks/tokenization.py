@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from align3gr.console import say
 from policies.policy import Policy
 from policies.settings import DecodingSettings
 from trainer.evaluation import leave_one_out, rank_catalogue
@@ -210,11 +211,6 @@ def summary(row: Row, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found["auc_end"] = statistics.mean(result["auc"].get("end", 0.0) for result in results)
     found["cpu_s"] = statistics.mean(sum(result["cpu_s"].values()) for result in results)
     return found
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from align3gr.console import say
 from policies.policy import Policy, UserContext
 from policies.settings import DecodingSettings
 from trainer.metrics import Floats, IntArray, ListShape, Places, per_case
@@ -202,11 +202,6 @@ class Bench:
             merged=True,
             settings=DecodingSettings(beam=beam, batch=64),
         )
-
-
-def say(line: str) -> None:
-    """Rows for people go to standard error."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:

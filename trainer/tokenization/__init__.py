@@ -3,6 +3,7 @@
 Public: ``fit_codec`` -> a codec directory and a ``TokenizationReport``.
 """
 
-from .fitting import TokenizationReport, codes_for, fit_codec
+from .fitting import codes_for, fit_codec
+from .report import TokenizationReport
 
 __all__ = ["TokenizationReport", "codes_for", "fit_codec"]

@@ -1,97 +1,34 @@
 """Fit a codec: catalogue and training histories in, a codec directory and a report out.
 
 Frozen encoders give every item a text and a behaviour vector; a user's are made of those of the items of the
-history. SC encoders bring users beside what they take (U2I), RQ-VAEs turn both into codes, and collisions of
-items are resolved so that one SCID is one item. The codec is leak-free by construction: behaviour comes from
-the histories it is given and from nowhere else, so the caller leaves out what must not be seen.
+history (``frozen``). SC encoders bring users beside what they take (U2I), RQ-VAEs turn both into codes
+(``joint``), and collisions of items are resolved so that one SCID is one item (``unique``). The codec is
+leak-free by construction: behaviour comes from the histories it is given and from nowhere else, so the caller
+leaves out what must not be seen.
 """
 
-import hashlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from policies.codec import ScidCodec
-from policies.quantizer import ItemEncoder, Quantizer, TextEncoder
-from policies.users import ItemVectors, UserEncoder, pooled
-from trainer.checkpoint import Checkpoint
-from trainer.errors import CannotTrain
+from policies.quantizer import ItemEncoder, Quantizer
+from policies.users import UserEncoder
 from trainer.settings import TokenizationSettings
 
-from .collaborative import collaborative_embeddings
-from .din import Collaborative, DinTraining, train_din
-from .interactions import IntArray, Interactions
-from .joint import Inputs, Joint, JointTraining, Side, centre, linear_arrays, train_jointly
-from .quality import codebook_perplexity, codebook_use
+from .frozen import FitRun, FloatArray, Frozen, Material, Progress, freeze
+from .joint import Joint, JointTraining, train_jointly
+from .quality import CodeArray, codebook_perplexity, codebook_use
+from .report import REPORT, TokenizationReport, sharing, watched_pairs
 from .rqvae import RqVaeShape, RqVaeTraining, residual_kmeans, train_rqvae
-from .text import embed, fit_text_encoder, item_texts, require_text
+from .sides import Side, centre, linear_arrays
 from .unique import unique_codes
-
-FloatArray = npt.NDArray[np.float32]
-CodeArray = npt.NDArray[np.int32]
-Progress = Callable[[str, int, int], None]
-"""Called with (what is done, steps done, steps in all)."""
-
-
-REPORT = "report.json"
-"""Lies beside a fitted codec (policies carry the codec without it)."""
-
-
-@dataclass(frozen=True)
-class TokenizationReport:
-    """What a fit gave, for people and for lineage."""
-
-    items: int
-    sizes: tuple[int, ...]
-    method: str
-    text_encoder: str
-    """"tfidf-svd" or "sentence"."""
-    collaborative: str
-    """"din", "ppmi" or "none"."""
-    pairs: int
-    """(History, item met next) pairs that were learned from."""
-    aligned: bool
-    """Whether users and items were brought together by U2I."""
-    items_without_text: int
-    items_without_behaviour: int
-    collision_rate: float
-    """Share of items that shared an SCID before resolution; afterwards none does."""
-    moved: int
-    """Items whose last code the resolution changed."""
-    use: tuple[float, ...]
-    """Share of the codes of each level that some item has."""
-    perplexity: tuple[float, ...]
-    """exp(entropy) of each level's codes over the items."""
-    quantizer_hash: str
-    item_map_hash: str
-    seconds: float
-    users: int = 0
-    """Users with a history, coded as of its end."""
-    user_sizes: tuple[int, ...] = ()
-    user_codes_distinct: int = 0
-    users_sharing: float = 0.0
-    """Share of these users whose SCID another one has too."""
-    user_use: tuple[float, ...] = ()
-    user_perplexity: tuple[float, ...] = ()
-    auc: dict[str, float] = field(default_factory=dict)
-    """Of held-out pairs: start, switch (of the phases), end, best."""
-    recall_at_10: dict[str, float] = field(default_factory=dict)
-    """Of the same pairs over the whole catalogue."""
-    switched_at: int | None = None
-    """Pass over the users after which the weights switched."""
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def fit_codec(
@@ -122,24 +59,34 @@ def fit_codec(
     """
     started = time.perf_counter()
     seen = [history[: max(len(history) - leave_out, 0)] for history in histories]
-    fit = _Fit(items, seen, settings, seed, device, checkpoint, embeddings, progress or (lambda *_: None))
-    joint = fit.train()
-    codes, residuals = quantize(joint.quantizer, fit.vectors)
-    resolved = unique_codes(codes, residuals, joint.quantizer.codebooks[-1])
-    codec = _write(out, fit, resolved.codes, resolved.sizes, joint)
-    fit.forget()
-    user_codes = codec.encode_user_rows([history for history in fit.histories if len(history)])
+    material = Material.of(items, seen, settings)
+    run = FitRun(
+        settings=settings,
+        seed=seed,
+        device=device,
+        progress=progress or (lambda *_: None),
+        checkpoints=checkpoint,
+        key="" if checkpoint is None else material.key(settings, seed, device),
+    )
+    frozen = freeze(material, run, embeddings=embeddings)
+    trained = _Training(material, frozen, run).train()
+    codes, residuals = quantize(trained.quantizer, frozen.vectors)
+    resolved = unique_codes(codes, residuals, trained.quantizer.codebooks[-1])
+    codec = _write(out, material, frozen, resolved.codes, resolved.sizes, trained)
+    if checkpoint is not None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    user_codes = codec.encode_user_rows([history for history in material.histories if len(history)])
     coded = user_codes if codec.user_sizes else user_codes[:0]
     report = TokenizationReport(
-        items=len(fit.item_ids),
+        items=len(material.item_ids),
         sizes=resolved.sizes,
         method=settings.method,
-        text_encoder=fit.text_encoder.kind,
+        text_encoder=frozen.text_encoder.kind,
         collaborative=settings.collaborative.method,
-        pairs=len(fit.interactions.pairs),
-        aligned=joint.watched is not None,
-        items_without_text=sum(not text for text in fit.texts),
-        items_without_behaviour=int((~fit.known).sum()),
+        pairs=len(frozen.interactions.pairs),
+        aligned=trained.watched is not None,
+        items_without_text=sum(not text for text in material.texts),
+        items_without_behaviour=int((~frozen.known).sum()),
         collision_rate=resolved.collision_rate,
         moved=resolved.moved,
         use=codebook_use(resolved.codes, resolved.sizes),
@@ -148,8 +95,8 @@ def fit_codec(
         item_map_hash=codec.item_map_hash,
         users=len(coded),
         user_sizes=codec.user_sizes,
-        **_sharing(coded, codec.user_sizes),
-        **_watched(joint.watched),
+        **sharing(coded, codec.user_sizes),
+        **watched_pairs(trained.watched),
         seconds=time.perf_counter() - started,
     )
     (out / REPORT).write_text(json.dumps(report.as_dict()), encoding="utf-8")
@@ -185,86 +132,35 @@ class _Trained:
     watched: Joint | None
 
 
-class _Fit:
-    """One fit: frozen vectors first, then whatever is trained on them."""
+class _Training:
+    """From frozen vectors to the quantizers of both sides."""
 
-    def __init__(
-        self,
-        items: pa.Table,
-        histories: Sequence[Sequence[str]],
-        settings: TokenizationSettings,
-        seed: int,
-        device: str,
-        checkpoint: Path | None,
-        embeddings: Path | None,
-        say: Progress,
-    ) -> None:
-        self.settings, self.seed, self.device, self.say = settings, seed, device, say
-        self.item_ids = [str(item_id) for item_id in items.column("item_id").to_pylist()]
-        if not self.item_ids:
-            raise CannotTrain("the catalogue is empty; load items with `align3gr catalogue load FILE`")
-        self.texts = item_texts(items)
-        if settings.without_text == "refuse":
-            require_text(self.item_ids, self.texts)
-        self.histories = _indexed(self.item_ids, histories)
-        self.checkpoint = checkpoint
-        self.key = self._key() if checkpoint is not None else ""
-
-        say("text", 0, 1)
-        self.text_encoder: TextEncoder = fit_text_encoder(
-            self.texts,
-            directory=settings.text_encoder,
-            dimension=settings.text_dimension,
-            vocabulary=settings.vocabulary,
-            ngrams=settings.ngrams,
-        )
-        self.text = embed(self.text_encoder, self.texts, embeddings, lambda done, of: say("text", done, of))
-        self.interactions = Interactions.of(self.histories, len(self.item_ids), seed=seed)
-        self.enough = len(self.interactions.pairs) >= settings.alignment.min_pairs
-        found = self._collaborative()
-        self.attention = found.attention
-        self.known = np.linalg.norm(found.items, axis=1) > 0
-        self.bridge = _bridge(self.text, found.items, self.known)
-        self.predicted = (self.text @ self.bridge[:-1] + self.bridge[-1]).astype(np.float32)
-        behaviour = np.where(self.known[:, None], found.items, self.predicted)
-        # Rounded as the codec keeps them, so that a user's codes are the same before and after it is saved.
-        self.item_vectors = ItemVectors.of(self.text, behaviour)
-        self.vectors = np.concatenate([self.item_vectors.text, self.item_vectors.behaviour], axis=1)
+    def __init__(self, material: Material, frozen: Frozen, run: FitRun) -> None:
+        self.material, self.frozen, self.run, self.settings = material, frozen, run, run.settings
 
     def train(self) -> _Trained:
         """Quantizers of both sides, aligned when there is enough to align by."""
-        settings = self.settings
-        item_shape = self._shape(codes_for(len(self.item_ids), settings))
+        settings, frozen, histories = self.settings, self.frozen, self.material.histories
+        item_shape = self._shape(codes_for(len(self.material.item_ids), settings))
         user_shape = None
-        if settings.users and self.enough:
-            user_shape = self._shape(codes_for(sum(len(history) > 0 for history in self.histories), settings))
-        if settings.alignment.method == "u2i" and self.enough:
+        if settings.users and frozen.enough:
+            user_shape = self._shape(codes_for(sum(len(history) > 0 for history in histories), settings))
+        if settings.alignment.method == "u2i" and frozen.enough:
             return self._jointly(item_shape, user_shape)
-        items = self._alone("codes", self.vectors, item_shape, self.seed)
+        items = self._alone("codes", frozen.vectors, item_shape, self.run.seed)
         users = None
         if user_shape is not None:
-            rows = self.interactions.before(self.interactions.pairs)
-            users = self._alone("user codes", self._user_vectors(rows), user_shape, self.seed + 1)
+            vectors = frozen.user_vectors(frozen.interactions.pairs)
+            users = self._alone("user codes", vectors, user_shape, self.run.seed + 1)
         return self._trained(items, users, None)
 
-    def forget(self) -> None:
-        """The fit has ended: its checkpoints are of no use."""
-        if self.checkpoint is not None:
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
-
     def _jointly(self, item_shape: RqVaeShape, user_shape: RqVaeShape | None) -> _Trained:
-        to, width = self.settings.alignment, self.settings.alignment.dimension
+        to, frozen = self.settings.alignment, self.frozen
         joint = train_jointly(
-            Inputs(
-                self.interactions,
-                self.item_vectors,
-                self.attention,
-                self.predicted,
-                self.settings.collaborative.weight,
-            ),
+            frozen,
             JointTraining(
                 hidden=to.hidden,
-                width=width,
+                width=to.dimension,
                 epochs=to.epochs,
                 patience=to.patience,
                 batch=to.batch_size,
@@ -273,22 +169,23 @@ class _Fit:
                 alpha=to.alpha,
                 gamma=to.gamma,
                 drop_behaviour=to.drop_behaviour,
+                behaviour_weight=self.settings.collaborative.weight,
                 method=self.settings.method,
                 quantizer=self._rqvae_training(),
             ),
-            replace(item_shape, input_dim=width),
-            None if user_shape is None else replace(user_shape, input_dim=width),
-            seed=self.seed,
-            device=self.device,
-            checkpoint=self._checkpoint("joint"),
-            progress=self.say,
+            replace(item_shape, input_dim=to.dimension),
+            None if user_shape is None else replace(user_shape, input_dim=to.dimension),
+            seed=self.run.seed,
+            device=self.run.device,
+            checkpoint=self.run.checkpoint("joint"),
+            progress=self.run.progress,
         )
         return self._trained(joint.items, joint.users, joint)
 
     def _alone(self, what: str, vectors: FloatArray, shape: RqVaeShape, seed: int) -> Side:
         """Quantize frozen vectors as they are."""
-        mean, scale = centre(vectors, self.text.shape[1], self.settings.collaborative.weight)
-        scaled = ((vectors - mean) / scale).astype(np.float32)
+        mean, scale = centre(vectors, self.frozen.items.text.shape[1], self.settings.collaborative.weight)
+        scaled = ((vectors - mean) / scale).astype("float32")
         if self.settings.method == "rqkmeans":
             books = residual_kmeans(scaled, shape.levels, shape.codes, seed=seed)
             return Side(mean, scale, (), (), tuple(books))
@@ -297,8 +194,8 @@ class _Fit:
             shape,
             self._rqvae_training(),
             seed=seed,
-            device=self.device,
-            progress=lambda done, of, _: self.say(what, done, of),
+            device=self.run.device,
+            progress=lambda done, of, _: self.run.progress(what, done, of),
         )
         layers = linear_arrays(model.encoder)
         return Side(
@@ -310,52 +207,16 @@ class _Fit:
         )
 
     def _trained(self, items: Side, users: Side | None, watched: Joint | None) -> _Trained:
+        kind, frozen = self.settings.method, self.frozen
         coder = None
         if users is not None:
-            coder = UserEncoder(_quantizer(users, self.settings.method), self.attention)
-        quantizer = _quantizer(items, self.settings.method, text_width=self.text.shape[1], bridge=self.bridge)
+            coder = UserEncoder(_quantizer(users, kind), frozen.attention)
+        quantizer = _quantizer(items, kind, text_width=frozen.items.text.shape[1], bridge=frozen.bridge)
         return _Trained(quantizer, coder, watched)
-
-    def _collaborative(self) -> Collaborative:
-        to, n_items = self.settings.collaborative, len(self.item_ids)
-        self.say("behaviour", 0, 1)
-        if to.method == "none":
-            return Collaborative(np.zeros((n_items, 0), dtype=np.float32), None)
-        if to.method == "ppmi" or not self.enough:
-            vectors = collaborative_embeddings(
-                self.interactions.shown(),
-                n_items,
-                dimension=to.dimension or 64,
-                window=to.window,
-                shift=to.shift,
-            )
-            return Collaborative(vectors, None)
-        return train_din(
-            self.interactions,
-            DinTraining(
-                dimension=to.dimension or 32,
-                attention=to.attention,
-                epochs=to.epochs,
-                batch=to.batch_size,
-                negatives=to.negatives,
-                learning_rate=to.learning_rate,
-            ),
-            seed=self.seed,
-            device=self.device,
-            checkpoint=self._checkpoint("din"),
-            progress=lambda done, of: self.say("behaviour", done, of),
-        )
-
-    def _user_vectors(self, rows: IntArray) -> FloatArray:
-        chunks = [
-            pooled(self.item_vectors, self.attention, rows[start : start + 4096])
-            for start in range(0, len(rows), 4096)
-        ]
-        return np.concatenate(chunks)
 
     def _shape(self, codes: int) -> RqVaeShape:
         return RqVaeShape(
-            input_dim=self.vectors.shape[1],
+            input_dim=self.frozen.vectors.shape[1],
             hidden=self.settings.hidden,
             code_dim=self.settings.code_dimension,
             levels=self.settings.levels,
@@ -375,35 +236,6 @@ class _Fit:
             decay=settings.decay if settings.codebooks == "moving" else 0.0,
         )
 
-    def _checkpoint(self, name: str) -> Checkpoint:
-        return Checkpoint(None if self.checkpoint is None else self.checkpoint / name, self.key)
-
-    def _key(self) -> str:
-        """Names this fit by all that determines it."""
-        digest = hashlib.sha256(self.settings.model_dump_json().encode())
-        digest.update(f"{self.seed}\0{self.device}\0".encode())
-        digest.update(json.dumps([self.item_ids, self.texts], ensure_ascii=False).encode())
-        for history in self.histories:
-            digest.update(len(history).to_bytes(8, "little") + history.tobytes())
-        return digest.hexdigest()
-
-
-def _indexed(item_ids: Sequence[str], histories: Sequence[Sequence[str]]) -> list[IntArray]:
-    index = {item_id: row for row, item_id in enumerate(item_ids)}
-    return [
-        np.array([index[item] for item in history if item in index], dtype=np.int64) for history in histories
-    ]
-
-
-def _bridge(text: FloatArray, behaviour: FloatArray, known: npt.NDArray[np.bool_]) -> FloatArray:
-    """Ridge regression of behaviour on [text, 1] over the items that have both: [text width + 1, d]."""
-    inputs = np.concatenate([text, np.ones((len(text), 1), dtype=np.float32)], axis=1)[known].astype(
-        np.float64
-    )
-    ridge = np.eye(inputs.shape[1]) * max(1e-2 * len(inputs), 1.0)
-    solution = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ behaviour[known])
-    return np.asarray(solution, dtype=np.float32)
-
 
 def _quantizer(side: Side, kind: str, *, text_width: int = 0, bridge: FloatArray | None = None) -> Quantizer:
     return Quantizer(
@@ -418,46 +250,28 @@ def _quantizer(side: Side, kind: str, *, text_width: int = 0, bridge: FloatArray
     )
 
 
-def _sharing(codes: CodeArray, sizes: Sequence[int]) -> dict[str, Any]:
-    """How users' SCIDs are spread over the users."""
-    if not len(codes):
-        return {}
-    counts = np.unique(codes, axis=0, return_counts=True)[1]
-    return {
-        "user_codes_distinct": len(counts),
-        "users_sharing": float(counts[counts > 1].sum() / len(codes)),
-        "user_use": codebook_use(codes, sizes),
-        "user_perplexity": codebook_perplexity(codes),
-    }
-
-
-def _watched(joint: Joint | None) -> dict[str, Any]:
-    """AUC and recall of held-out pairs at the moments that count."""
-    if joint is None:
-        return {}
-    moments = {"start": joint.start, "switch": joint.switch, "end": joint.end, "best": joint.best}
-    return {
-        "auc": {name: watched.auc for name, watched in moments.items()},
-        "recall_at_10": {name: watched.recall_at_10 for name, watched in moments.items()},
-        "switched_at": joint.switched_at,
-    }
-
-
-def _write(out: Path, fit: _Fit, codes: CodeArray, sizes: Sequence[int], trained: _Trained) -> ScidCodec:
+def _write(
+    out: Path,
+    material: Material,
+    frozen: Frozen,
+    codes: CodeArray,
+    sizes: Sequence[int],
+    trained: _Trained,
+) -> ScidCodec:
     """Write beside ``out``, then take its place: a reader never finds half a codec."""
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         if trained.users is not None:
             trained.users.save(staging / "quantizer" / "users")
-        quantizer_hash = ItemEncoder(fit.text_encoder, trained.quantizer).save(staging / "quantizer")
+        quantizer_hash = ItemEncoder(frozen.text_encoder, trained.quantizer).save(staging / "quantizer")
         codec = ScidCodec(
-            fit.item_ids,
+            material.item_ids,
             codes,
             sizes,
             quantizer_hash=quantizer_hash,
             user_sizes=() if trained.users is None else trained.users.quantizer.sizes,
-            vectors=None if trained.users is None else fit.item_vectors,
+            vectors=None if trained.users is None else frozen.items,
         )
         codec.save(staging)
         shutil.rmtree(out, ignore_errors=True)

@@ -20,14 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from policies.users import InterestAttention, ItemVectors, pooled
 from policies.weights import device_named
 from trainer.checkpoint import Checkpoint
 
 from .alignment import ScEncoder, Watch, Watched, u2i_loss
 from .din import one_pair_a_user
-from .interactions import IntArray, Interactions, batches
+from .frozen import Frozen
+from .interactions import IntArray, batches
 from .rqvae import FloatArray, RqVaeFit, RqVaeShape, RqVaeTraining, cosine, residual_kmeans
+from .sides import Side, centre, linear_arrays, put_together
 
 Progress = Callable[[str, int, int], None]
 """Called with (phase, done, of)."""
@@ -56,39 +57,12 @@ class JointTraining:
     gamma: float
     """Weight of the RQ-VAEs in the second phase."""
     drop_behaviour: float
+    behaviour_weight: float
+    """Weight of behaviour against text in what the SC encoders take."""
     method: str
     """"rqvae" or "rqkmeans" (no second phase: k-means of the aligned vectors)."""
     quantizer: RqVaeTraining
     """Of the second phase; its learning rate and batch are not used for the SC encoders."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What joint training learns from: frozen vectors and who met what."""
-
-    interactions: Interactions
-    items: ItemVectors
-    attention: InterestAttention | None
-    """How a user's interest is pooled; none: a plain mean."""
-    predicted: FloatArray
-    """[n_items, d] each item's behaviour as its text predicts it."""
-    behaviour_weight: float = 1.0
-    """Weight of behaviour against text."""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side's modules after training, as the deployed quantizer takes them."""
-
-    mean: FloatArray
-    """[d] subtracted from an input vector."""
-    scale: FloatArray
-    """[d] that it is divided by then."""
-    weights: tuple[FloatArray, ...]
-    """[in, out] of each layer of the perceptron between the input and what is quantized."""
-    biases: tuple[FloatArray, ...]
-    codebooks: tuple[FloatArray, ...]
-    """[K, z] of each level."""
 
 
 @dataclass(frozen=True)
@@ -106,28 +80,8 @@ class Joint:
     """Epoch (of one pair a user) at which the phases changed."""
 
 
-Layers = list[tuple[FloatArray, FloatArray]]
-
-
-def put_together(first: Layers, shift: FloatArray, spread: float, second: Layers) -> Layers:
-    """SC encoder, shift and scale, RQ encoder as one perceptron. Nothing stands between the last layer of the
-    one and the first of the other, so they are one layer."""
-    weight, bias = first[-1]
-    weight, bias = weight / spread, (bias - shift) / spread
-    if not second:
-        return [*first[:-1], (weight, bias)]
-    (w2, b2), *rest = second
-    return [*first[:-1], (weight @ w2, bias @ w2 + b2), *rest]
-
-
-def linear_arrays(layers: torch.nn.Sequential) -> Layers:
-    """(weight [in, out], bias [out]) of each linear layer."""
-    found = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
-    return [(layer.weight.detach().numpy().T.copy(), layer.bias.detach().numpy().copy()) for layer in found]
-
-
 def train_jointly(
-    inputs: Inputs,
+    frozen: Frozen,
     training: JointTraining,
     item_shape: RqVaeShape,
     user_shape: RqVaeShape | None,
@@ -142,7 +96,7 @@ def train_jointly(
     Same seed: same result (CPU). A checkpoint at the end of each epoch of both phases; a resumed training
     equals an uninterrupted one. Raises BadRequest for a device that is not there.
     """
-    run = _Run(inputs, training, item_shape, user_shape, seed, device_named(device))
+    run = _Run(frozen, training, item_shape, user_shape, seed, device_named(device))
     kept = checkpoint or Checkpoint(None, "")
     if (saved := kept.load(run.device)) is not None:
         run.restore(saved.facts, saved.states)
@@ -163,22 +117,21 @@ class _Run:
 
     def __init__(
         self,
-        inputs: Inputs,
+        frozen: Frozen,
         training: JointTraining,
         item_shape: RqVaeShape,
         user_shape: RqVaeShape | None,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.interactions, self.items, self.attention = inputs.interactions, inputs.items, inputs.attention
+        self.frozen, self.interactions, self.item_inputs = frozen, frozen.interactions, frozen.vectors
         self.training, self.seed, self.device = training, seed, device
-        self.item_inputs = np.concatenate([inputs.items.text, inputs.items.behaviour], axis=1)
-        self.text_alone = np.concatenate([inputs.items.text, inputs.predicted], axis=1)
+        self.text_alone = np.concatenate([frozen.items.text, frozen.predicted], axis=1)
         self.watch = Watch(self.interactions, seed=seed)
         sample = np.random.default_rng([seed, 17]).permutation(self.interactions.pairs)[:USER_SAMPLE]
-        self.user_sample = self._user_inputs(np.sort(sample))
+        self.user_sample = frozen.user_vectors(np.sort(sample))
         widths = (self.item_inputs.shape[1], *training.hidden, training.width)
-        split, weight = inputs.items.text.shape[1], inputs.behaviour_weight
+        split, weight = frozen.items.text.shape[1], training.behaviour_weight
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.user_sc = ScEncoder(widths, *centre(self.user_sample, split, weight)).to(device)
@@ -264,7 +217,7 @@ class _Run:
         interactions = self.interactions
         taken = interactions.flat[places]
         met = torch.from_numpy(interactions.met(interactions.owner[places], taken)).to(self.device)
-        u = self.user_sc(self._tensor(self._user_inputs(places)))
+        u = self.user_sc(self._tensor(self.frozen.user_vectors(places)))
         v = self.item_sc(self._item_batch(taken, rng))
         log_q = None
         if self.training.log_q:
@@ -293,13 +246,6 @@ class _Run:
 
     # -- what is looked at between steps
 
-    def _user_inputs(self, places: IntArray) -> FloatArray:
-        chunks = [
-            pooled(self.items, self.attention, self.interactions.before(places[start : start + 4096]))
-            for start in range(0, len(places), 4096)
-        ]
-        return np.concatenate([np.empty((0, self.item_inputs.shape[1]), np.float32), *chunks])
-
     @torch.no_grad()
     def _v(self) -> Tensor:
         return torch.cat([self.item_sc(self._tensor(part)) for part in _chunks(self.item_inputs)])
@@ -310,7 +256,7 @@ class _Run:
 
     @torch.no_grad()
     def _measure(self) -> Watched:
-        users = self._tensor(self._user_inputs(self.watch.places))
+        users = self._tensor(self.frozen.user_vectors(self.watch.places))
         return self.watch.measure(self.user_sc(users), self._v())
 
     @staticmethod
@@ -383,18 +329,6 @@ class _Run:
         for fit, state in zip(self.fits, states["fits"], strict=True):
             fit.restore(state)
         self.scales = dict(states["scales"])
-
-
-def centre(vectors: FloatArray, text_width: int, weight: float) -> tuple[FloatArray, FloatArray]:
-    """(mean [d], scale [d]) of [n, d]: afterwards the text part and the behaviour part vary equally much in
-    all, times ``weight`` for behaviour; a part that never varies is left as it is."""
-    mean = vectors.mean(axis=0).astype(np.float32)
-    scale = np.ones(vectors.shape[1], dtype=np.float32)
-    for part, factor in ((slice(None, text_width), 1.0), (slice(text_width, None), weight)):
-        energy = float(((vectors[:, part] - mean[part]) ** 2).sum(axis=1).mean())
-        if energy > 1e-12:
-            scale[part] = np.sqrt(2 * energy / vectors.shape[1]) / factor
-    return mean, scale
 
 
 def _chunks(rows: FloatArray, size: int = 65_536) -> list[FloatArray]:
