@@ -3,10 +3,9 @@
 import os
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,13 @@ from ingest.rating import LexiconRater, RatingReport, RatingWorker, rater_of, ra
 from ingest.settings import IngestSettings, KafkaSettings, RatingSettings
 from ingest.topics import create_topics, read_all
 from tests.brokers import command_line, interaction, topics_on
+from tests.ingest.running import at_work, until
 
 GOOD = "Great guitar, I love it. Works perfectly!"
 BAD = "Terrible. It broke after a day and the seller was awful."
+
+running = partial(at_work, join_s=30.0)
+wait_until = partial(until, timeout_s=60.0)
 
 
 class Length:
@@ -83,34 +86,6 @@ def rated_ids(kafka: KafkaSettings) -> list[str]:
     """The reviews that were rated, each once: what a reader that deduplicates by event id sees."""
     once = {(event.user_id, event.event_id): event.extra["rated_event_id"] for event in ratings(kafka)}
     return sorted(once.values(), key=lambda name: int(name[1:]))
-
-
-@contextmanager
-def running(one: RatingWorker) -> Iterator[list[RatingReport | Exception]]:
-    ended: list[RatingReport | Exception] = []
-
-    def work() -> None:
-        try:
-            ended.append(one.run())
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            ended.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield ended
-    finally:
-        one.stop()
-        thread.join(30)
-        assert not thread.is_alive()
-
-
-def wait_until(true: object, timeout_s: float = 60.0) -> None:
-    assert callable(true)
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.05)
 
 
 # -- what is rated, and how --------------------------------------------------------------------------------
@@ -259,7 +234,7 @@ def test_a_killed_broker_that_keeps_its_topic_loses_no_rating(real_kafka: Broker
             node.start()
             send(kafka, [review(n, "one two") for n in range(200, 240)])
             # Repeats are counted as rated too, so the counter alone does not say that all are.
-            wait_until(lambda: one.report.rated >= 240 and len(rated_ids(kafka)) == 240, 90.0)
+            wait_until(lambda: one.report.rated >= 240 and len(rated_ids(kafka)) == 240, timeout_s=90.0)
         assert rated_ids(kafka) == [f"e{n}" for n in range(240)]
     assert isinstance(ended[0], RatingReport), ended
 

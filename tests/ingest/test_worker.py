@@ -4,11 +4,9 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from ingest.settings import IngestSettings, KafkaSettings
 from ingest.topics import create_topics, identify
 from ingest.worker import IngestWorker, WorkerReport
 from tests.brokers import align3gr, command_line, interaction, raw_rows, topics_on
+from tests.ingest.running import at_work, until
 
 POISON = {
     "bad_json": b"{nope",
@@ -41,6 +40,9 @@ POISON = {
 }
 SMALL = FeatureSettings(max_event_bytes=4096)
 
+running = partial(at_work, join_s=60.0)
+wait_until = partial(until, timeout_s=40.0)
+
 
 def worker(
     kafka: KafkaSettings, home: Path, features: FeatureSettings = SMALL, **changes: object
@@ -49,36 +51,6 @@ def worker(
     ingest = IngestSettings(group=kafka.topic, session_timeout_s=1.2, heartbeat_s=0.3, linger_s=0.1)
     ingest = ingest.model_copy(update={"watermark_interval_s": 0.3, **changes})
     return IngestWorker(kafka, ingest, features, home / "log")
-
-
-@contextmanager
-def running(one: IngestWorker) -> Iterator[list[WorkerReport | Exception]]:
-    """``one`` at work in a thread; its report (or what it raised) is in the list afterwards."""
-    ended: list[WorkerReport | Exception] = []
-
-    def work() -> None:
-        try:
-            ended.append(one.run())
-        except Exception as error:  # noqa: BLE001 - the test looks at it
-            ended.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield ended
-    finally:
-        one.stop()
-        thread.join(60)
-        assert not thread.is_alive()
-
-
-def wait_until(true: object, timeout_s: float = 40.0) -> None:
-    """Until ``true()`` holds."""
-    assert callable(true)
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, "not within the time"
-        time.sleep(0.05)
 
 
 def send(kafka: KafkaSettings, numbers: range) -> None:
