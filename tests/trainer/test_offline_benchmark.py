@@ -16,25 +16,20 @@ from benchmarks.baselines.models import Factors, Fusion, Mixture
 from benchmarks.baselines.policies import POLICIES, policy_key
 from benchmarks.baselines.reading import read
 from benchmarks.baselines.simple import ItemKnn, Popularity
+from tests.trainer.ring_walks import ITEMS, write_walks
 from trainer.metrics import rank_scores
 from trainer.settings import SftSettings, TaskSettings, TrainerSettings
 from trainer.sft.data import windows_of
 from trainer.sft.training import accumulate
 
-USERS, ITEMS = 80, 40
+USERS = 80
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Histories that walk through rings of ten items, ids that are no rows."""
-    random = np.random.default_rng(0)
     place = tmp_path_factory.mktemp("data") / "little"
-    place.mkdir()
-    with gzip.open(place / "sequences.jsonl.gz", "wt") as out:
-        for user in range(USERS):
-            ring, start = user % 4, int(random.integers(10))
-            walk = [100 + ring * 10 + (start + step) % 10 for step in range(int(random.integers(5, 10)))]
-            out.write(json.dumps(walk) + "\n")
+    write_walks(place, USERS, first_id=100)
     with gzip.open(place / "items.jsonl.gz", "wt") as out:
         for item in range(ITEMS):
             out.write(json.dumps({"id": 100 + item, "title": f"item {item}"}) + "\n")

@@ -1,30 +1,21 @@
 """The benefit benchmark on a small data set: equal budgets, rows kept, differences against the right rows."""
 
-import gzip
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks import preference_benefit
 from tests.policies.factory import tiny_codec, write_tiny_policy
-
-USERS, ITEMS = 60, 40
+from tests.trainer.ring_walks import ITEMS, write_walks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Histories that walk through rings of ten items."""
-    random = np.random.default_rng(0)
     place = tmp_path_factory.mktemp("data") / "little"
-    place.mkdir()
-    with gzip.open(place / "sequences.jsonl.gz", "wt") as out:
-        for user in range(USERS):
-            ring, start = user % 4, int(random.integers(10))
-            walk = [ring * 10 + (start + step) % 10 for step in range(int(random.integers(5, 10)))]
-            out.write(json.dumps(walk) + "\n")
+    write_walks(place, users=60)
     write_tiny_policy(place / "policy", codec=tiny_codec([str(item) for item in range(ITEMS)], (4, 4, 6)))
     return place
 
