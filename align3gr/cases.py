@@ -11,7 +11,7 @@ import numpy as np
 from features.cases import evaluation_cases
 from features.duck import connect
 from features.errors import BadInput
-from features.histories import histories, seen
+from features.histories import histories, items_of_users, seen
 from features.interactions import Interaction, InvalidInteraction, decode_interaction
 from features.levels import Level, level_of
 from features.log import FeedbackLog, LogSnapshot
@@ -43,10 +43,8 @@ def held_out_cases(settings: "Settings", file: Path, *, liked_only: bool) -> lis
     met: dict[str, list[str]] = {}
     if snapshot.files:
         with connect(settings.features) as con:
-            found = histories(con, snapshot, settings.features, user_ids=users)
-            history = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-            found = seen(con, snapshot, users)
-            met = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
+            history = items_of_users(histories(con, snapshot, settings.features, user_ids=users))
+            met = items_of_users(seen(con, snapshot, users))
     cases = [
         RankingCase(user, tuple(history[user]), item, frozenset(met.get(user, ())))
         for user, item in targets

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from features.catalogue import Catalogue, CatalogueMissing
 from features.duck import connect
-from features.histories import recent_histories, seen
+from features.histories import items_of_users, recent_histories, seen
 from features.log import FeedbackLog
 from policies.policy import UserContext
 
@@ -20,10 +20,8 @@ def contexts_of(settings: "Settings", users: Sequence[str]) -> tuple[list[UserCo
     met: dict[str, list[str]] = {}
     if snapshot.files:
         with connect(settings.features) as con:
-            found = recent_histories(con, snapshot, settings.features, user_ids=users)
-            history = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
-            found = seen(con, snapshot, users)
-            met = dict(zip(found["user_id"].to_pylist(), found["item_ids"].to_pylist(), strict=True))
+            history = items_of_users(recent_histories(con, snapshot, settings.features, user_ids=users))
+            met = items_of_users(seen(con, snapshot, users))
     contexts = [UserContext(u, tuple(history.get(u, ())), frozenset(met.get(u, ()))) for u in users]
     return contexts, [user for user in users if user not in met]
 

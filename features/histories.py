@@ -77,6 +77,11 @@ def seen(
     return fetch(con, "seen", {}).cast(SEEN_SCHEMA)
 
 
+def items_of_users(table: pa.Table) -> dict[str, list[str]]:
+    """User id -> item ids, of histories or of what was seen."""
+    return dict(zip(table["user_id"].to_pylist(), table["item_ids"].to_pylist(), strict=True))
+
+
 def _histories(
     con: duckdb.DuckDBPyConnection,
     snapshot: LogSnapshot,

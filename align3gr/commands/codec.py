@@ -204,7 +204,7 @@ def _coded_users(settings: "Settings", found: "ScidCodec", users: list[str]) -> 
     """The SCID of each user, from the history that a prompt would hold now."""
     from features.duck import connect
     from features.errors import BadInput
-    from features.histories import recent_histories
+    from features.histories import items_of_users, recent_histories
     from features.log import FeedbackLog
 
     if not found.user_sizes:
@@ -213,8 +213,7 @@ def _coded_users(settings: "Settings", found: "ScidCodec", users: list[str]) -> 
     known: dict[str, list[str]] = {}
     if snapshot.files:
         with connect(settings.features) as con:
-            table = recent_histories(con, snapshot, settings.features, user_ids=users)
-        known = dict(zip(table["user_id"].to_pylist(), table["item_ids"].to_pylist(), strict=True))
+            known = items_of_users(recent_histories(con, snapshot, settings.features, user_ids=users))
     strangers = [user for user in users if user not in known]
     if strangers:
         raise BadInput(f"user {strangers[0]!r} has no feedback yet, so no SCID; check the id")

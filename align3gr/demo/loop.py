@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from features.catalogue import Catalogue, Item
 from features.duck import connect, view_of
-from features.histories import histories, recent_histories, seen
+from features.histories import histories, items_of_users, recent_histories, seen
 from features.log import FeedbackLog, LogSnapshot
 from ingest.producer import FeedbackProducer
 from policies.ledger import PromotionLedger
@@ -279,15 +279,11 @@ class WorldDemo:
     def contexts(self, snapshot: LogSnapshot) -> list[UserContext]:
         """Every learner's recent history and what they have met, from the log at ``snapshot``."""
         with connect(self.settings.features) as con:
-            recent = recent_histories(con, snapshot, self.settings.features)
-            met = seen(con, snapshot)
-        history = dict(
-            zip(recent.column("user_id").to_pylist(), recent.column("item_ids").to_pylist(), strict=True)
-        )
-        known = dict(zip(met.column("user_id").to_pylist(), met.column("item_ids").to_pylist(), strict=True))
+            history = items_of_users(recent_histories(con, snapshot, self.settings.features))
+            met = items_of_users(seen(con, snapshot))
         users = [self.world.user_id(row) for row in self.world.learners]
         return [
-            UserContext(user, tuple(history.get(user, ())), frozenset(known.get(user, ()))) for user in users
+            UserContext(user, tuple(history.get(user, ())), frozenset(met.get(user, ()))) for user in users
         ]
 
     def _likes(self, snapshot: LogSnapshot) -> NDArray[np.float64]:
