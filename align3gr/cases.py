@@ -16,7 +16,7 @@ from features.interactions import Interaction, InvalidInteraction, decode_intera
 from features.levels import Level, level_of
 from features.log import FeedbackLog, LogSnapshot
 from trainer.evaluation import RankingCase, SlateCase, cases_of, leave_one_out
-from trainer.training_input import without_disliked
+from trainer.training_input import training_histories
 
 if TYPE_CHECKING:
     from align3gr.settings import Settings
@@ -61,13 +61,7 @@ def left_out_cases(settings: "Settings", *, back: int) -> list[RankingCase]:
 
     Raises BadInput when no history is long enough.
     """
-    snapshot = _snapshot(settings)
-    whole: dict[str, list[str]] = {}
-    if snapshot.files:
-        with connect(settings.features) as con:
-            found = histories(con, snapshot, settings.features)
-        columns = (found[name].to_pylist() for name in ("user_id", "item_ids", "levels"))
-        whole = {user: without_disliked(items, marks) for user, items, marks in zip(*columns, strict=True)}
+    whole = training_histories(_snapshot(settings), settings.features)
     cases = [case for case, _ in leave_one_out(whole, back=back)]
     if not cases:
         raise BadInput(
