@@ -5,7 +5,6 @@ them; ranking the full catalogue is judged only on likes that no policy selected
 slates that were sampled.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,11 +12,11 @@ import pyarrow as pa
 
 from .datasets import LIKING
 from .duck import connect
-from .events import each_shard, look_at, number, parameters
+from .events import each_shard, number, parameters, users_of
 from .log import LogSnapshot
 from .queries import execute, fetch
 from .settings import FeatureSettings
-from .split import Role, role_of
+from .split import Role
 
 SLATE_SCHEMA = pa.schema(
     [
@@ -80,28 +79,15 @@ def evaluation_cases(
         "cap": settings.dataset.max_cases_per_user,
     }
     with connect(settings) as con:
-        look_at(con, snapshot)
-        every = con.execute("select distinct user_id from logged").fetchall()
-        users = [user_id for (user_id,) in every if role_of(user_id, gate_share, stop_share) == role]
+        users = users_of(con, snapshot, role, gate_share, stop_share)
         numbered = number(con, snapshot, settings, users)
         for _ in each_shard(con, settings, snapshot.watermark):
             for name in [*LIKING, "cases_slates", "histories_at_request"]:
                 execute(con, name, values)
-            found = fetch(con, "cases_slates_named", values)
-            slates.append(_named(found, ("history", "items"), numbered.items, SLATE_SCHEMA))
+            found = numbered.named(fetch(con, "cases_slates_named", values), ("history", "items"))
+            slates.append(found.select(SLATE_SCHEMA.names).cast(SLATE_SCHEMA))
             for name in ["cases_ranking", "histories_at_request"]:
                 execute(con, name, values)
-            found = fetch(con, "cases_ranking_named", values)
-            ranking.append(_named(found, ("history",), numbered.items, RANKING_SCHEMA))
+            found = numbered.named(fetch(con, "cases_ranking_named", values), ("history",))
+            ranking.append(found.select(RANKING_SCHEMA.names).cast(RANKING_SCHEMA))
     return EvaluationCases(pa.concat_tables(slates), pa.concat_tables(ranking))
-
-
-def _named(
-    found: pa.Table,
-    lists: tuple[str, ...],
-    items: Callable[[pa.ChunkedArray], pa.Array],
-    schema: pa.Schema,
-) -> pa.Table:
-    for name in lists:
-        found = found.set_column(found.schema.get_field_index(name), name, items(found.column(name)))
-    return found.select(schema.names).cast(schema)

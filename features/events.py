@@ -6,7 +6,7 @@ them in a row are sorted by user. Every function here works on temporary tables 
 what each table holds is told in the query that makes it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +21,7 @@ from .levels import EXPLICIT_KINDS, IMPLICIT_KINDS
 from .log import LogSnapshot
 from .queries import execute
 from .settings import FeatureSettings
+from .split import Role, role_of
 
 ENGAGING_KINDS = frozenset({Kind.CLICK, Kind.RATING, Kind.REVIEW, Kind.PURCHASE})
 """The user took the item up: it belongs into a history unless the event says disliked. So does all liked."""
@@ -53,7 +54,14 @@ class Numbered:
     item_ids: pa.Array
     """Item id of every item number, in order."""
 
-    def items(self, numbers: pa.ChunkedArray) -> pa.Array:
+    def named(self, table: pa.Table, columns: Iterable[str]) -> pa.Table:
+        """``table`` with item ids for the item numbers in these of its columns, all of lists."""
+        for name in columns:
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, self._items(table.column(name)))
+        return table
+
+    def _items(self, numbers: pa.ChunkedArray) -> pa.Array:
         """Lists of item numbers as lists of item ids."""
         lists = numbers.combine_chunks()
         if isinstance(lists, pa.ChunkedArray):  # an empty column has no chunk to combine
@@ -108,6 +116,15 @@ def look_at(
     con.execute(
         "create or replace temp view logged as select * from whole_log semi join wanted using (user_id)"
     )
+
+
+def users_of(
+    con: duckdb.DuckDBPyConnection, snapshot: LogSnapshot, role: Role, gate_share: float, stop_share: float
+) -> list[str]:
+    """Users with events at ``snapshot`` whose role it is."""
+    look_at(con, snapshot)
+    every = con.execute("select distinct user_id from logged").fetchall()
+    return [user_id for (user_id,) in every if role_of(user_id, gate_share, stop_share) == role]
 
 
 def shards(con: duckdb.DuckDBPyConnection, rows_per_shard: int) -> list[range]:

@@ -96,7 +96,6 @@ def _histories(
     values = {"before": before, "look_back": look_back, "length": length}
     parts = []
     for _ in each_shard(con, settings, snapshot.watermark):
-        part = fetch(con, "histories", values)
-        named = part.set_column(1, "item_ids", numbered.items(part.column("item_ids")))
-        parts.append(named.cast(HISTORY_SCHEMA))
+        part = numbered.named(fetch(con, "histories", values), ("item_ids",))
+        parts.append(part.cast(HISTORY_SCHEMA))
     return pa.concat_tables(parts) if parts else HISTORY_SCHEMA.empty_table()

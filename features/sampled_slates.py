@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from .datasets import LIKING
 from .duck import connect
-from .events import each_shard, look_at, number, parameters
+from .events import each_shard, number, parameters, users_of
 from .log import LogSnapshot
 from .queries import execute, fetch
 from .settings import FeatureSettings
-from .split import Role, role_of
+from .split import Role
 
 SAMPLED_SCHEMA = pa.schema(
     [
@@ -56,19 +56,12 @@ def sampled_slates(
         "cap": settings.dataset.max_cases_per_user,
     }
     with connect(settings) as con:
-        users = None
-        if role is not None:
-            look_at(con, snapshot)
-            every = con.execute("select distinct user_id from logged").fetchall()
-            users = [user_id for (user_id,) in every if role_of(user_id, gate_share, stop_share) == role]
+        users = None if role is None else users_of(con, snapshot, role, gate_share, stop_share)
         numbered = number(con, snapshot, settings, users)
         for _ in each_shard(con, settings, snapshot.watermark):
             for name in [*LIKING, "sampled_slates", "histories_at_request"]:
                 execute(con, name, values)
-            table = fetch(con, "sampled_slates_named", values)
-            for name in ("history", "met", "items"):
-                place = table.schema.get_field_index(name)
-                table = table.set_column(place, name, numbered.items(table.column(name)))
+            table = numbered.named(fetch(con, "sampled_slates_named", values), ("history", "met", "items"))
             found.append(table.select(SAMPLED_SCHEMA.names).cast(SAMPLED_SCHEMA))
     slates = pa.concat_tables(found)
     if most is not None and slates.num_rows > most:

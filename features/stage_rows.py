@@ -43,9 +43,7 @@ class StageRows:
         """The answer of ``preference_samples``, with names for numbers."""
         first = found.filter(pc.field("first_of_user"))
         self._available += pc.sum(first.column("available")).as_py() or 0
-        for name in ("history", "rejected"):
-            place = found.schema.get_field_index(name)
-            found = found.set_column(place, name, numbered.items(found.column(name)))
+        found = numbered.named(found, ("history", "rejected"))
         if self._drafts is None:
             self._keep(found)
         else:
