@@ -27,10 +27,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
-from .delta_files import REPLACED, files_of
+from .delta_files import REPLACED, files_of_versions
 from .duck import connect
 from .errors import FeaturesError
 from .log import FeedbackLog
@@ -179,7 +179,7 @@ def _forget_in_other_files(log: FeedbackLog, settings: FeatureSettings, user_id:
     found = _holding(settings, _every_file(log), user_id)
     if not found:
         return 0
-    named = _files_of_versions(log, named_versions(datasets))
+    named = files_of_versions(log.uri, named_versions(datasets), log.storage_options)
     for file in found:
         place = file.relative_to(root)
         if place.parts[: len(REPLACED.parts)] == REPLACED.parts:
@@ -197,25 +197,12 @@ def drop_replacements(log: FeedbackLog, kept: Iterable[int]) -> int:
     folder = root / REPLACED
     if not folder.is_dir():
         return 0
-    needed = {root / REPLACED / file.relative_to(root) for file in _files_of_versions(log, kept)}
+    wanted = files_of_versions(log.uri, kept, log.storage_options)
+    needed = {root / REPLACED / file.relative_to(root) for file in wanted}
     over = [file for file in folder.rglob("*.parquet") if file not in needed]
     for file in over:
         file.unlink(missing_ok=True)
     return len(over)
-
-
-def _files_of_versions(log: FeedbackLog, versions: Iterable[int]) -> set[Path]:
-    files: set[Path] = set()
-    for version in sorted(versions):
-        table = _newest(log)
-        if version > table.version():
-            continue
-        try:
-            table.load_as_version(version)
-        except DeltaError:
-            continue  # its commits are gone: nobody can open it
-        files.update(Path(file) for file in files_of(table))
-    return files
 
 
 def _every_file(log: FeedbackLog) -> list[Path]:

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError
 
-from .delta_files import REPLACED, files_of
+from .delta_files import REPLACED, files_of, files_of_versions
 from .errors import FeaturesError
 from .tombstones import FOLDER
 
@@ -27,18 +26,10 @@ def copy_table(table: Path, target: Path, *, also: Iterable[int] = ()) -> int:
     """
     pinned = DeltaTable(str(table.absolute()))
     version = pinned.version()
-    data = set(files_of(pinned))
-    for older in also:
-        if older < version:
-            handle = DeltaTable(str(table.absolute()))
-            try:
-                handle.load_as_version(older)
-            except DeltaError:
-                continue  # nobody can open it here either
-            data.update(files_of(handle))
+    older = files_of_versions(str(table.absolute()), (one for one in also if one < version))
     try:
-        for file in sorted(data):
-            _copy(Path(file), table.absolute(), target)
+        for file in sorted(older.union(map(Path, files_of(pinned)))):
+            _copy(file, table.absolute(), target)
         for path in sorted((table / FOLDER).rglob("*")) if (table / FOLDER).is_dir() else ():
             if path.is_file() and path.suffix != ".tmp":
                 _copy(path.absolute(), table.absolute(), target)
