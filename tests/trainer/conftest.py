@@ -7,7 +7,7 @@ import torch
 
 from policies.codec import ScidCodec
 from policies.prompt import PromptTokens
-from tests.policies.factory import tiny_codec, tiny_tokenizer
+from tests.policies.factory import tiny_codec, tiny_tokenizer, write_tiny_policy
 from tests.trainer import small_world
 from tests.trainer.small_sft import TOKENIZATION
 from trainer.tokenization import fit_codec
@@ -29,6 +29,14 @@ def codec() -> ScidCodec:
 def tokens(codec: ScidCodec) -> PromptTokens:
     """The codec's tokens in a tiny tokenizer."""
     return PromptTokens(tiny_tokenizer(codec), codec)
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policies folder with v1, a tiny one, for each test file."""
+    folder = tmp_path_factory.mktemp("policies")
+    write_tiny_policy(folder / "v1")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,6 @@ def preference_table(count: int, seed: int = 0, items: int = 60) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policies")
-    write_tiny_policy(folder / "v1")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def chain(policies: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Easy, then hard from where easy ended; the folder holds easy/ and hard/."""
     out = tmp_path_factory.mktemp("chain")

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from policies.policy import Policy
-from tests.policies.factory import write_tiny_policy
 from tests.trainer.test_stage import EASY, FEW, SETTINGS, a_run, metrics_of, preference_table, scores_of
 from trainer.errors import BrokenSamples, TrainerError
 from trainer.preference.learner import Learner
@@ -17,13 +16,6 @@ from trainer.preference.stage import run_stage
 from trainer.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policies")
-    write_tiny_policy(folder / "v1")
-    return folder
 
 
 def test_weights_say_how_much_a_sample_counts(policies: Path, tmp_path: Path) -> None:

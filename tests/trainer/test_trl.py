@@ -13,7 +13,6 @@ import torch
 
 from policies.export import export_policy
 from policies.policy import Policy
-from tests.policies.factory import write_tiny_policy
 from tests.trainer.test_stage import preference_table
 from trainer.errors import UnusableFile
 from trainer.preference.learner import Learner
@@ -28,13 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS, BATCH = 50, 4
 STAGE = StageSettings(name="pairs", data="easy", beta=0.3, learning_rate=3e-3)
 SETTINGS = PreferenceSettings(stages=(STAGE,), batch_size=BATCH, lora_rank=4, lora_alpha=8, warmup=0.0)
-
-
-@pytest.fixture(scope="module")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policies")
-    write_tiny_policy(folder / "v1")
-    return folder
 
 
 def test_with_one_rejected_fifty_steps_are_those_of_trls_trainer(policies: Path, tmp_path: Path) -> None:
