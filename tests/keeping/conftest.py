@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from align3gr.settings import Settings
+from features.datasets import PreferenceDataset
+from features.log import LogSnapshot
 from features.online.exports import export
 from features.online.follow import follow
 from features.settings import FeatureSettings
@@ -33,6 +35,11 @@ def home(whole: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(copied / "online" / "exports" / "applied", ignore_errors=True)
     yield copied
     shutil.rmtree(copied)
+
+
+def built(snapshot: LogSnapshot, out: Path) -> PreferenceDataset:
+    """The dataset that a round of these homes builds at ``snapshot``, in the folder ``out``."""
+    return PreferenceDataset.build(snapshot, FeatureSettings(), out, gate_share=POLICIES.gate.share)
 
 
 def settings_of(home: Path) -> Settings:

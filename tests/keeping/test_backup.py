@@ -17,9 +17,9 @@ from features.settings import FeatureSettings, UpkeepSettings
 from features.upkeep import keep_up
 from policies.ledger import PromotionLedger
 from policies.policy import Policy
-from tests.keeping.conftest import settings_of
+from tests.keeping.conftest import built, settings_of
 from tests.keeping.stored_bytes import files_with
-from tests.trainer.round_world import POLICIES, add_feedback
+from tests.trainer.round_world import add_feedback
 from trainer.round_state import RoundsTable
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -62,13 +62,8 @@ def test_a_backup_beside_a_writer_is_one_version_and_comes_back_whole(home: Path
     assert RoundsTable(back / "rounds").read("r0001") == RoundsTable(home / "rounds").read("r0001")
     # The version that the manifest names came along, and the log goes on behind its last offset.
     manifest = PreferenceDataset.open(next((back / "datasets").glob("[!.]*"))).manifest
-    again_built = PreferenceDataset.build(
-        FeedbackLog.open(back / "log").snapshot(manifest.log_version),
-        FeatureSettings(),
-        tmp_path / "again",
-        gate_share=POLICIES.gate.share,
-    )
-    assert again_built.dataset_id == manifest.dataset_id
+    named = FeedbackLog.open(back / "log").snapshot(manifest.log_version)
+    assert built(named, tmp_path / "again").dataset_id == manifest.dataset_id
     add_feedback(back, seed=25, users=1, slates=1)
     offsets = [offset for _, offset in rows_of(back)]
     assert len(offsets) == len(set(offsets))

@@ -29,7 +29,7 @@ from features.settings import FeatureSettings, UpkeepSettings
 from features.split import role_of
 from features.tombstones import TombstoneWatch, bury, read_tombstones
 from features.upkeep import keep_up
-from tests.keeping.conftest import settings_of
+from tests.keeping.conftest import built, settings_of
 from tests.keeping.stored_bytes import files_with, pages
 from tests.trainer.round_world import LATER, POLICIES, add_feedback, workplace
 from trainer.judging import read_gate_input
@@ -75,9 +75,7 @@ def test_nothing_of_a_forgotten_person_is_in_any_byte_of_the_store(
     was = dataset_of(home)
     manifest = PreferenceDataset.open(home / "datasets" / was).manifest
     never = log_without(home, user, tmp_path / "never", manifest.log_version)
-    predicted = PreferenceDataset.build(
-        never.snapshot(), FeatureSettings(), tmp_path / "predicted", gate_share=POLICIES.gate.share
-    )
+    predicted = built(never.snapshot(), tmp_path / "predicted")
     before = files_with(home, user)
     assert {file.split("/")[0] for file in before} >= {"log", "datasets", "online"}
     assert any("gate_input" in file for file in before) == (role == "gate")
@@ -103,13 +101,8 @@ def test_nothing_of_a_forgotten_person_is_in_any_byte_of_the_store(
         survived = survivor.manifest.stages[stage]
         assert (survived.samples, survived.by_role) == (counts.samples, counts.by_role)
     # The version that the manifest names is still there, without them: built again it gives the same.
-    again = PreferenceDataset.build(
-        FeedbackLog.open(home / "log").snapshot(manifest.log_version),
-        FeatureSettings(),
-        tmp_path / "again",
-        gate_share=POLICIES.gate.share,
-    )
-    assert again.dataset_id == predicted.dataset_id
+    named = FeedbackLog.open(home / "log").snapshot(manifest.log_version)
+    assert built(named, tmp_path / "again").dataset_id == predicted.dataset_id
     # The tiny v1 has no date: nobody knows what it was trained on. v2 names its dataset.
     assert [(one.version, one.how) for one in done.learned] == [("v2", "dataset")]
 
