@@ -28,6 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.datasets import SAMPLE_SCHEMA
 from features.errors import BadInput
 from features.rows_hash import RowsHash
 from policies.policy import Policy, UserContext
@@ -48,17 +49,11 @@ MANIFEST = "manifest.json"
 PART = 1024
 """Targets between two parts on disk."""
 
-SAMPLE_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.string()),
-        pa.field("user_id", pa.string()),
-        pa.field("history", pa.list_(pa.string())),
-        pa.field("chosen", pa.string()),
-        pa.field("rejected", pa.list_(pa.string())),
-    ]
+PLAYED_SCHEMA = pa.schema(
+    [SAMPLE_SCHEMA.field(name) for name in ("sample_id", "user_id", "history", "chosen", "rejected")]
 )
-"""One sample a row: what of features.datasets.SAMPLE_SCHEMA a stage reads. Rows are in the order of users and
-targets; ``sample_id`` is ``user@place of the target`` and is the same in every grade."""
+"""One sample a row: what of SAMPLE_SCHEMA a stage reads. Rows are in the order of users and targets;
+``sample_id`` is ``user@place of the target`` and is the same in every grade."""
 
 Progress = Callable[[int, int], None]
 """Told (targets done, targets in all)."""
@@ -130,9 +125,9 @@ class SelfPlay:
         return cls(path, manifest)
 
     def stage(self, stage: SelfPlayStage) -> pa.Table:
-        """The samples of one grade. Columns as in SAMPLE_SCHEMA."""
+        """The samples of one grade. Columns as in PLAYED_SCHEMA."""
         try:
-            return pq.read_table(self.path / f"{stage}.parquet").cast(SAMPLE_SCHEMA)
+            return pq.read_table(self.path / f"{stage}.parquet").cast(PLAYED_SCHEMA)
         except (OSError, pa.ArrowInvalid) as error:
             cause = " ".join(str(error).split())
             raise TrainerError(
@@ -290,10 +285,10 @@ def _grade(
 ) -> dict[str, Any]:
     """Write the grades' tables from the parts; the counts of each."""
     writers = {
-        stage: pq.ParquetWriter(folder / f".{stage}.partial", SAMPLE_SCHEMA, compression="zstd")
+        stage: pq.ParquetWriter(folder / f".{stage}.partial", PLAYED_SCHEMA, compression="zstd")
         for stage in STAGES
     }
-    counts = {stage: _Counts(RowsHash(SAMPLE_SCHEMA.names)) for stage in STAGES}
+    counts = {stage: _Counts(RowsHash(PLAYED_SCHEMA.names)) for stage in STAGES}
     try:
         for number, start in enumerate(range(0, len(targets), PART)):
             part = targets.part(start)
@@ -364,7 +359,7 @@ def _table(policy: Policy, part: Targets, rejected: IntArray) -> pa.Table:
         pa.array([part.chosen[at] for at in kept], pa.string()),
         pa.ListArray.from_arrays(offsets, items),
     ]
-    return pa.Table.from_arrays(columns, schema=SAMPLE_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=PLAYED_SCHEMA)
 
 
 def _thinned(table: pa.Table, most: int | None, seed: int) -> pa.Table:
