@@ -9,18 +9,17 @@ predecessor stays the reference and the chain goes on from there. The record of 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from features.errors import BadInput
 from features.log import LogMissing
 
 from .curriculum_steps import CurriculumSteps
 from .errors import CannotTrain
 from .lease import Lease
-from .round_state import RoundsTable, RoundState, ended
-from .rounds import RoundIsOver, place_for, require_whole
+from .round_state import RoundsTable, RoundState
+from .rounds import attempt, place_for, require_whole, unfinished
 from .workplace import Workplace
 
 log = logging.getLogger(__name__)
@@ -63,12 +62,7 @@ def resume_curriculum(place: CurriculumPlace, chain_id: str, *, who: str) -> Rou
     Raises RoundRunning, UnknownRound, RoundIsOver, and what the steps raise.
     """
     with _lease(place):
-        state = place.rounds.read(chain_id)
-        if state.status != "running":
-            raise RoundIsOver(
-                f"curriculum {chain_id} has ended ({state.outcome or state.status}): start a new one with "
-                "`align3gr curriculum`"
-            )
+        state = unfinished(place.rounds, chain_id, "curriculum")
         return _run(place.with_settings(state.settings), state, who)
 
 
@@ -110,12 +104,5 @@ def _first_state(
 
 def _run(place: Workplace, state: RoundState, who: str) -> RoundState:
     torch.set_num_threads(state.threads)
-    state = place.rounds.write(replace(state, attempts=state.attempts + 1))
-    try:
-        state = CurriculumSteps(place, state, who).run()
-    except BadInput as error:
-        so_far = place.rounds.read(state.round_id)
-        place.rounds.write(ended(so_far, "failed", place.clock(), outcome=None, message=str(error)))
-        raise
-    place.registry.mirror(place.ledger)
-    return state
+    with attempt(place, state) as begun:
+        return CurriculumSteps(place, begun, who).run()

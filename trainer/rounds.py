@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -72,12 +73,7 @@ def resume_round(workplace: Workplace, round_id: str) -> RoundState:
     Raises RoundRunning, UnknownRound, RoundIsOver, and what the steps raise.
     """
     with round_lease(workplace):
-        state = workplace.rounds.read(round_id)
-        if state.status != "running":
-            raise RoundIsOver(
-                f"round {round_id} has ended ({state.outcome or state.status}): start a new one with "
-                "`align3gr round`"
-            )
+        state = unfinished(workplace.rounds, round_id, "round")
         return _run(workplace.with_settings(state.settings), state)
 
 
@@ -86,6 +82,17 @@ def round_lease(workplace: Workplace) -> Iterator[None]:
     """Held by the leading process for all of them."""
     with Lease(workplace.rounds.directory).held() if workplace.ranks.leads else nullcontext():
         yield
+
+
+def unfinished(rounds: RoundsTable, round_id: str, command: Literal["round", "curriculum"]) -> RoundState:
+    """The state of what is to be resumed; ``command`` starts such. Raises UnknownRound, RoundIsOver."""
+    state = rounds.read(round_id)
+    if state.status != "running":
+        raise RoundIsOver(
+            f"{command} {round_id} has ended ({state.outcome or state.status}): start a new one with "
+            f"`align3gr {command}`"
+        )
+    return state
 
 
 def _newest(rounds: RoundsTable) -> RoundState:
@@ -184,13 +191,22 @@ def _run(workplace: Workplace, state: RoundState) -> RoundState:
     workplace.ranks.wait()  # everyone has read the state before the first step changes it
     if not workplace.ranks.leads:
         return RoundSteps(workplace, state).run_together()
+    with attempt(workplace, state) as begun:
+        return RoundSteps(workplace, begun).run()
+
+
+@contextmanager
+def attempt(workplace: Workplace, state: RoundState) -> Iterator[RoundState]:
+    """One more attempt at the steps, which run inside; when they are done, the registry shows the ledger.
+
+    Bad input ends the round as failed; any other error leaves it to be resumed.
+    """
     rounds = workplace.rounds
-    state = rounds.write(replace(state, attempts=state.attempts + 1))
+    begun = rounds.write(replace(state, attempts=state.attempts + 1))
     try:
-        state = RoundSteps(workplace, state).run()
+        yield begun
     except BadInput as error:
         so_far = rounds.read(state.round_id)
         rounds.write(ended(so_far, "failed", workplace.clock(), outcome=None, message=str(error)))
         raise
     workplace.registry.mirror(workplace.ledger)
-    return state
