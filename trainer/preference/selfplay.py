@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,6 +36,7 @@ from trainer.round_state import write_json
 from trainer.settings import SelfPlaySettings
 
 from .grading import GRADES, Grader, IntArray
+from .targets import Targets, targets_of
 
 log = logging.getLogger(__name__)
 
@@ -61,43 +61,6 @@ Progress = Callable[[int, int], None]
 
 class NothingToPlay(TrainerError, BadInput):  # noqa: N818 - reads as what it is at the raise site
     """No training history holds a target."""
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What is played: N training targets with what stands in front of them."""
-
-    users: list[str]
-    places: list[int]
-    """Of the target in the user's history."""
-    histories: list[tuple[str, ...]]
-    """Items in front of it that the codec knows, the last 20, oldest first."""
-    chosen: list[str]
-    seen: list[frozenset[str]]
-    """All training items of the user, the target and later ones too: none of them is rejected."""
-    refused: dict[str, int]
-    """Targets that were left out, by reason."""
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def part(self, start: int) -> "Targets":
-        """Those of the part that begins at ``start``."""
-        until = slice(start, start + PART)
-        return Targets(
-            self.users[until],
-            self.places[until],
-            self.histories[until],
-            self.chosen[until],
-            self.seen[until],
-            {},
-        )
-
-    def digest(self) -> str:
-        """Hash of all that candidates depend on here."""
-        seen = [sorted(items) for items in self.seen]
-        content = [self.users, self.places, self.histories, self.chosen, seen]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -176,14 +139,7 @@ def play(
         return SelfPlay.open(folder)
     parts = folder / "parts"
     parts.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(targets), PART)
-    for number, start in enumerate(starts):
-        file = parts / f"{number:05d}.parquet"
-        if not file.is_file():
-            drawn = _candidates(policy, targets.part(start), settings, seed, progress, start, len(targets))
-            _write(pa.table({"candidates": pa.FixedSizeListArray.from_arrays(*drawn)}), file)
-        elif progress is not None:
-            progress(min(start + PART, len(targets)), len(targets))
+    _draw(policy, targets, settings, parts, seed, progress)
     grades = _grade(policy, grader, targets, settings, folder, seed)
     manifest = {
         **facts,
@@ -199,38 +155,6 @@ def play(
     return SelfPlay(folder, manifest)
 
 
-def targets_of(
-    policy: Policy, histories: Mapping[str, Sequence[str]], settings: SelfPlaySettings, *, leave_out: int
-) -> Targets:
-    """The last ``settings.targets`` items of each training history that have something in front of them."""
-    refused: Counter[str] = Counter()
-    rows: list[tuple[str, int, tuple[str, ...], str, frozenset[str]]] = []
-    for user, whole in histories.items():
-        history = whole[: max(len(whole) - leave_out, 0)]
-        if len(history) < 2:
-            refused["fewer than two training items"] += 1
-            continue
-        seen = frozenset(history)
-        for place in range(max(1, len(history) - settings.targets), len(history)):
-            chosen, before = history[place], history[:place]
-            if chosen not in policy.codec.items:
-                refused["the target has no SCID in this codec"] += 1
-            elif chosen in before:
-                refused["the target was met before, and lists leave out what was met"] += 1
-            elif not (known := policy.tokens.known(before)):
-                refused["no item in front of the target has an SCID"] += 1
-            else:
-                rows.append((user, place, tuple(known), chosen, seen))
-    return Targets(
-        [row[0] for row in rows],
-        [row[1] for row in rows],
-        [row[2] for row in rows],
-        [row[3] for row in rows],
-        [row[4] for row in rows],
-        dict(refused),
-    )
-
-
 def policy_hash(policy: Policy) -> str:
     """Hash of what a policy's lists depend on: its weights (and its base's) and the codec in force."""
     base = policy.base.sha256 if policy.manifest.kind == "adapter" and policy.base is not None else None
@@ -241,6 +165,24 @@ def policy_hash(policy: Policy) -> str:
     }
     facts = [base, weights, policy.codec.quantizer_hash, policy.codec.item_map_hash]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _draw(
+    policy: Policy,
+    targets: Targets,
+    settings: SelfPlaySettings,
+    parts: Path,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    """Write those of the parts that are not there yet."""
+    for number, start in enumerate(range(0, len(targets), PART)):
+        part, file = targets.part(start, PART), parts / f"{number:05d}.parquet"
+        if not file.is_file():
+            drawn = _candidates(policy, part, settings, seed, progress, start, len(targets))
+            _write(pa.table({"candidates": pa.FixedSizeListArray.from_arrays(*drawn)}), file)
+        elif progress is not None:
+            progress(start + len(part), len(targets))
 
 
 def _candidates(
@@ -291,17 +233,16 @@ def _grade(
     counts = {stage: _Counts(RowsHash(PLAYED_SCHEMA.names)) for stage in STAGES}
     try:
         for number, start in enumerate(range(0, len(targets), PART)):
-            part = targets.part(start)
+            part = targets.part(start, PART)
+            drawn = _read_part(folder / "parts" / f"{number:05d}.parquet", settings.width)
+            rows = policy.codec.items
+            chosen = np.array([rows[item] for item in part.chosen], dtype=np.int64)
+            seen = _padded([[rows[item] for item in items if item in rows] for items in part.seen])
             for level, (grade, stage) in enumerate(zip(GRADES, STAGES, strict=True)):
-                drawn = _read_part(folder / "parts" / f"{number:05d}.parquet", settings.width)
                 random = np.random.default_rng([seed, number, level])
-                rows = policy.codec.items
-                chosen = np.array([rows[item] for item in part.chosen], dtype=np.int64)
-                seen = _padded([[rows[item] for item in items if item in rows] for items in part.seen])
                 rejected, added = grader.rejected(grade, chosen, drawn, seen, random)
                 counts[stage].add(rejected, added)
-                table = _table(policy, part, rejected)
-                writers[stage].write_table(table)
+                writers[stage].write_table(_table(policy, part, rejected))
     finally:
         for writer in writers.values():
             writer.close()
