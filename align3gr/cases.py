@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 ENGAGED = frozenset({"click", "rating", "review", "purchase"})
 
 
+def cases_for(
+    settings: "Settings", *, back: int | None, held_out: Path | None, liked_only: bool, users: int | None
+) -> tuple[list[SlateCase], list[RankingCase]]:
+    """Of the last items of histories (``back``), of a file (``held_out``), or else of gate users.
+
+    Raises BadInput where there are none.
+    """
+    slates: list[SlateCase] = []
+    if back is not None:
+        ranking = left_out_cases(settings, back=back)
+    elif held_out is not None:
+        ranking = held_out_cases(settings, held_out, liked_only=liked_only)
+    else:
+        slates, ranking = gate_cases(settings)
+    return of_users(slates, ranking, users)
+
+
 def held_out_cases(settings: "Settings", file: Path, *, liked_only: bool) -> list[RankingCase]:
     """A case for each engaged event of ``file``: the history in the log, the event's item as target.
 

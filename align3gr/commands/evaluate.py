@@ -69,7 +69,7 @@ def evaluate(
     Cases: --back (leave one out from the log), --held-out (a file), else the log's gate users. Intervals hold
     95% of the bootstrap resamples of users; differences are paired. Popularity is measured on the same cases.
     """
-    from align3gr.cases import gate_cases, held_out_cases, left_out_cases, of_users
+    from align3gr.cases import cases_for
     from align3gr.progress import Bars
     from features.errors import BadInput
     from policies.policy import Policy
@@ -77,28 +77,21 @@ def evaluate(
     from trainer.slates import win_rates
 
     settings = settings_of(context)
+    named = [*(versions or []), *([policy] if policy else [])]
     if back is not None and held_out is not None:
         raise BadInput("--back takes cases from the log and --held-out from a file; give one of them")
     if off_policy:
         if back is not None or held_out is not None:
             raise BadInput("--off-policy takes its slates from the log; give no --back and no --held-out")
-        compared = _directories(settings, [*(versions or []), *([policy] if policy else [])])
-        _off_policy(settings, compared, everybody, device, users, as_json)
+        _off_policy(settings, _directories(settings, named), everybody, device, users, as_json)
         return
     if all_items and unseen:
         raise BadInput("--all-items and --unseen each leave one column; give neither for both")
     beams = _numbers("--beam", beam) if beam else (settings.policies.decoding.beam,)
     ks = _numbers("--cutoffs", cutoffs) if cutoffs else ()
     ks = ks or tuple(k for k in _numbers("--cutoffs", CUTOFFS) if k <= max(beams))
-    directories = _directories(settings, [*(versions or []), *([policy] if policy else [])])
-    slates: list[Any] = []
-    if back is not None:
-        ranking = left_out_cases(settings, back=back)
-    elif held_out is not None:
-        ranking = held_out_cases(settings, held_out, liked_only=liked_only)
-    else:
-        slates, ranking = gate_cases(settings)
-    slates, ranking = of_users(slates, ranking, users)
+    directories = _directories(settings, named)
+    slates, ranking = cases_for(settings, back=back, held_out=held_out, liked_only=liked_only, users=users)
     columns = ("all_items",) if all_items else ("unseen",) if unseen else ("unseen", "all_items")
     comparison = Comparison(ranking, beams, ks, columns, eligible=_listed(settings))
     facts: dict[str, Any] = {"policy": "", "policies": []}
