@@ -22,7 +22,7 @@ from trainer.evaluation import RankingCase, SlateCase
 from trainer.metrics import Bootstrap, Interval
 from trainer.slates import win_rates
 
-from .cases import gate_cases, of_users
+from .cases import gate_cases
 from .contexts import contexts_of, listed_titles
 
 if TYPE_CHECKING:
@@ -164,7 +164,6 @@ def _cases(settings: "Settings") -> tuple[list[SlateCase], list[RankingCase], li
         slates, ranking = gate_cases(settings)
     except BadInput as error:
         return [], [], [f"no figures: {error}"]
-    slates, ranking = of_users(slates, ranking, None)
     notes = [] if ranking else ["no like outside of slates: the full catalogue is not judged"]
     return slates, ranking, notes
 
