@@ -70,7 +70,9 @@ def evaluate(
     95% of the bootstrap resamples of users; differences are paired. Popularity is measured on the same cases.
     """
     from align3gr.cases import cases_for
+    from align3gr.contexts import listed_titles
     from align3gr.progress import Bars
+    from align3gr.registered import directories_of
     from features.errors import BadInput
     from policies.policy import Policy
     from trainer.comparison import Comparison
@@ -83,17 +85,18 @@ def evaluate(
     if off_policy:
         if back is not None or held_out is not None:
             raise BadInput("--off-policy takes its slates from the log; give no --back and no --held-out")
-        _off_policy(settings, _directories(settings, named), everybody, device, users, as_json)
+        _off_policy(settings, directories_of(settings, named), everybody, device, users, as_json)
         return
     if all_items and unseen:
         raise BadInput("--all-items and --unseen each leave one column; give neither for both")
     beams = _numbers("--beam", beam) if beam else (settings.policies.decoding.beam,)
     ks = _numbers("--cutoffs", cutoffs) if cutoffs else ()
     ks = ks or tuple(k for k in _numbers("--cutoffs", CUTOFFS) if k <= max(beams))
-    directories = _directories(settings, named)
+    directories = directories_of(settings, named)
     slates, ranking = cases_for(settings, back=back, held_out=held_out, liked_only=liked_only, users=users)
     columns = ("all_items",) if all_items else ("unseen",) if unseen else ("unseen", "all_items")
-    comparison = Comparison(ranking, beams, ks, columns, eligible=_listed(settings))
+    _, listed = listed_titles(settings)
+    comparison = Comparison(ranking, beams, ks, columns, eligible=listed)
     facts: dict[str, Any] = {"policy": "", "policies": []}
     with Bars(shown=not as_json) as bars:
         for directory in directories:
@@ -125,47 +128,22 @@ def _off_policy(
     users: int | None,
     as_json: bool,
 ) -> None:
+    from align3gr.contexts import listed_titles
     from align3gr.off_policy import compared_off_policy, off_policy_text
     from align3gr.progress import Bars
 
+    _, listed = listed_titles(settings)
     with Bars(shown=not as_json) as bars:
         facts = compared_off_policy(
             settings,
             directories,
-            eligible=_listed(settings),
+            eligible=listed,
             everybody=everybody,
             device=device,
             users=users,
             progress=bars,
         )
     emit(facts, as_json, lambda: off_policy_text(facts, settings.policies.gate.off_policy_min_effective))
-
-
-def _directories(settings: "Settings", versions: list[str]) -> list[Path]:
-    """Directories of the policies asked for, else of the reference."""
-    from features.errors import BadInput
-    from policies.ledger import PromotionLedger
-    from policies.registry import Registry
-
-    reference = PromotionLedger(settings.home / "ledger").reference()
-    wanted = list(dict.fromkeys(versions)) or ([reference] if reference else [])
-    if not wanted:
-        raise BadInput("no policy is the reference yet; make one with `align3gr tokenize` and `align3gr sft`")
-    registry = Registry(settings.home, settings.policies.registry)
-    return [registry.path(version) for version in wanted]
-
-
-def _listed(settings: "Settings") -> list[str] | None:
-    """The items that may be recommended; without a catalogue all of the codec's may."""
-    from features.catalogue import Catalogue, CatalogueMissing
-
-    try:
-        ids: list[str] = (
-            Catalogue.open(settings.home / "catalogue", create=False).items()["item_id"].to_pylist()
-        )
-    except CatalogueMissing:
-        return None
-    return ids
 
 
 def _left_out(policy: Any) -> int:

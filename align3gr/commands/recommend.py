@@ -1,6 +1,5 @@
 """Command: recommend."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -33,11 +32,12 @@ def recommend(
 ) -> None:
     """What the reference policy recommends to each USER now."""
     from align3gr.contexts import contexts_of, listed_titles
+    from align3gr.registered import directories_of
     from features.errors import BadInput
     from policies.policy import Policy
 
     settings = settings_of(context)
-    directory = _directory(settings, policy)
+    (directory,) = directories_of(settings, [policy] if policy else [])
     contexts, unknown = _online(settings, users) if online else contexts_of(settings, users)
     if unknown and not strangers:
         raise BadInput(
@@ -68,18 +68,6 @@ def recommend(
         return "\n".join(lines)
 
     emit(facts, as_json, text)
-
-
-def _directory(settings: "Settings", policy: str | None) -> Path:
-    """Directory of the policy asked for, else of the reference."""
-    from features.errors import BadInput
-    from policies.ledger import PromotionLedger
-    from policies.registry import Registry
-
-    version = policy or PromotionLedger(settings.home / "ledger").reference()
-    if version is None:
-        raise BadInput("no policy is the reference yet; make one with `align3gr tokenize` and `align3gr sft`")
-    return Registry(settings.home, settings.policies.registry).path(version)
 
 
 def _online(settings: "Settings", users: list[str]) -> "tuple[list[UserContext], list[str]]":
