@@ -28,7 +28,7 @@ check: install
 test test-all: export OMP_NUM_THREADS ?= 1
 
 test: check
-	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadgroup
 
 test-all: check
 	$(BIN)/pytest

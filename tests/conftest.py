@@ -21,6 +21,21 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Which tests share a worker (``--dist loadgroup``): those of a file, and those that share what is dear.
+
+    One Apache Kafka, and one process that has imported torch, instead of one a worker.
+    """
+    for item in items:
+        group = item.nodeid.partition("::")[0]
+        if item.get_closest_marker("kafka"):
+            group = "kafka"
+        elif item.path.parent.name == "bad_input":
+            group = "bad_input"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """The memory-only broker; do not stop it, start one of your own for that."""
