@@ -15,7 +15,8 @@ from features.histories import histories, items_of_users, seen
 from features.interactions import Interaction, InvalidInteraction, decode_interaction
 from features.levels import Level, level_of
 from features.log import FeedbackLog, LogSnapshot
-from trainer.evaluation import RankingCase, SlateCase, cases_of, leave_one_out
+from trainer.cases import RankingCase, cases_of, leave_one_out
+from trainer.slates import SlateCase
 from trainer.training_input import training_histories
 
 if TYPE_CHECKING:

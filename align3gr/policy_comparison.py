@@ -17,10 +17,10 @@ from features.errors import BadInput
 from policies.ledger import PromotionLedger
 from policies.policy import Policy, Recommendation, UserContext
 from policies.registry import Registry
+from trainer.cases import RankingCase
 from trainer.comparison import Comparison
-from trainer.evaluation import RankingCase, SlateCase
 from trainer.metrics import Bootstrap, Interval
-from trainer.slates import win_rates
+from trainer.slates import SlateCase, win_rates
 
 from .cases import gate_cases
 from .contexts import contexts_of, listed_titles

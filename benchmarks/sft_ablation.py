@@ -40,7 +40,8 @@ from benchmarks.tokenization import METRICS, read, say
 from policies.codec import ScidCodec
 from policies.policy import Policy
 from policies.settings import DecodingSettings
-from trainer.evaluation import leave_one_out, rank_catalogue
+from trainer.cases import leave_one_out
+from trainer.evaluation import rank_catalogue
 from trainer.settings import SftSettings, TaskSettings, TokenizationSettings
 from trainer.sft import train_sft
 from trainer.sft.tasks import CatalogueText

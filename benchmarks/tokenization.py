@@ -36,7 +36,8 @@ import torch
 from align3gr.console import say
 from policies.policy import Policy
 from policies.settings import DecodingSettings
-from trainer.evaluation import leave_one_out, rank_catalogue
+from trainer.cases import leave_one_out
+from trainer.evaluation import rank_catalogue
 from trainer.settings import AlignmentSettings, CollaborativeSettings, SftSettings, TokenizationSettings
 from trainer.sft import train_sft
 from trainer.tokenization import fit_codec

@@ -12,7 +12,8 @@ import numpy as np
 
 from policies.policy import Policy, UserContext
 
-from .evaluation import Progress, RankingCase, RankingFigures, beam_plan, popularity_baseline, rank_catalogue
+from .cases import RankingCase
+from .evaluation import Progress, RankingFigures, beam_plan, popularity_baseline, rank_catalogue
 from .metrics import COLUMNS, Bootstrap, Interval
 
 DEPTH = 10

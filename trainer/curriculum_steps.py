@@ -21,7 +21,7 @@ from features.split import roles_table
 from policies.directory import read_manifest, write_manifest
 from policies.policy import Policy
 
-from .evaluation import RankingCase, cases_of, leave_one_out
+from .cases import RankingCase, cases_of, leave_one_out
 from .preference.guards import guard_cases
 from .preference.selfplay import NothingToPlay, SelfPlay, play
 from .preference.stage import NotEnoughSamples, StageRun, run_stage

@@ -7,55 +7,20 @@ others: Recall@50 is never read off a beam of 20 (``beam_plan``).
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from policies.gate import PolicyFigures
 from policies.policy import Eligible, Policy, Recommendation, UserContext
 
-from .metrics import CUTOFFS, POPULAR_SHARE, Floats, IntArray, ListShape, Places, per_case
-from .slates import SlateCase, judged_slates, log_probs, mean_win_rates, win_rate, win_rates
-from .slicing import sliced
-
-__all__ = [
-    "CUTOFFS",
-    "POPULAR_SHARE",
-    "Latency",
-    "RankingCase",
-    "RankingFigures",
-    "SlateCase",
-    "beam_plan",
-    "cases_of",
-    "gate_figures",
-    "leave_one_out",
-    "log_probs",
-    "popularity_baseline",
-    "rank_catalogue",
-    "win_rate",
-    "win_rates",
-]
+from .cases import RankingCase, context_of
+from .metrics import CUTOFFS, Floats, IntArray, ListShape, Places, per_case
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, in all)."""
-
-Measure = Callable[[Policy, Mapping[str, Sequence[str]]], Mapping[str, float]]
-"""An own check's ``measure``: (policy, user -> item ids of the list, best first) -> user -> value."""
-
-
-@dataclass(frozen=True)
-class RankingCase:
-    """An item to be found in the whole catalogue."""
-
-    user_id: str
-    history: tuple[str, ...]
-    """Item ids before it, oldest first."""
-    target: str
-    seen: frozenset[str] | None = None
-    """What is left out of the list; none: the history."""
 
 
 @dataclass(frozen=True)
@@ -192,8 +157,8 @@ def rank_catalogue(
         users=names,
         per_user=_by_user(names, cases, each),
         cases=len(cases),
-        shape=_shape(policy, items, allowed, popular, popularity, depth or k),
-        validity=_validity(policy, cases, items, allowed, exclude_seen, k),
+        shape=shape_of(policy, items, allowed, popular, popularity, depth or k),
+        validity=validity_of(policy, cases, items, allowed, exclude_seen, k),
         seen_left_out=exclude_seen,
         beam=max(own, k),
         latency=Latency.of(seconds, sizes),
@@ -220,120 +185,7 @@ def popularity_baseline(
     return {name: float(values.mean()) for name, values in by_user.items()}
 
 
-def gate_figures(
-    policy: Policy,
-    slates: Sequence[SlateCase],
-    ranking: Sequence[RankingCase],
-    users: Sequence[str],
-    *,
-    k: int = 10,
-    beam: int | None = None,
-    eligible: Collection[str] | None = None,
-    popular: Collection[str] | None = None,
-    parts: Mapping[str, Collection[str]] | None = None,
-    measures: Mapping[str, Measure] | None = None,
-    progress: Progress | None = None,
-) -> PolicyFigures:
-    """What the gate judges: ``slate`` (win rate) and ``full`` (NDCG@k) of each of ``users``; NaN: no case.
-
-    Coverage, validity and concentration are those of one list a user: the last ranking case's, or, for a user
-    with slates only, the one for the last slate's history. ``parts``: slices of the catalogue, name -> items;
-    both metrics are also taken over the cases whose liked item is in each. ``measures``: of own checks.
-    """
-    judged = judged_slates(policy, slates, progress=progress)
-    rates = mean_win_rates(judged)
-    ranked = (
-        rank_catalogue(
-            policy, ranking, cutoffs=(k,), beam=beam, eligible=eligible, popular=popular, progress=progress
-        )
-        if ranking
-        else None
-    )
-    full = dict(zip(ranked.users, ranked.per_user[f"ndcg@{k}"].tolist(), strict=True)) if ranked else {}
-    asked = list_cases(slates, ranking, users)
-    allowed = policy.eligible(eligible)
-    lists = policy.recommend([context_of(case) for case in asked], k, beam=beam, eligible=allowed)
-    items = [[one.item_id for one in listed] for listed in lists]
-    shape = _shape(policy, items, allowed, popular, None, k)
-    per_user = {"slate": rates, "full": full}
-    shown = {case.user_id: listed for case, listed in zip(asked, items, strict=True)}
-    for name, measured in (measures or {}).items():
-        per_user[f"own:{name}"] = dict(measured(policy, shown))
-    cases = [(case.target, case.user_id) for case in ranking]
-    gains = ranked.per_case[f"ndcg@{k}"] if ranked else np.empty(0)
-    slices = {
-        **sliced("slate", [(item, one.user_id) for one in judged for item in one.liked],
-                 [float(share) for one in judged for share in one.shares], parts or {}, users),
-        **sliced("full", cases, gains.tolist(), parts or {}, users),
-    }  # fmt: skip
-    return PolicyFigures(
-        version=policy.version,
-        per_user={
-            name: np.array([values.get(user, np.nan) for user in users], dtype=np.float64)
-            for name, values in per_user.items()
-        },
-        coverage=shape.coverage,
-        validity=_validity(policy, asked, items, allowed, True, k),
-        concentration=shape.concentration,
-        item_slices=slices,
-    )
-
-
-def list_cases(
-    slates: Sequence[SlateCase], ranking: Sequence[RankingCase], users: Sequence[str]
-) -> list[RankingCase]:
-    """One case a user, for the list the user would get: the last ranking case, else the last slate."""
-    found = {case.user_id: RankingCase(case.user_id, case.history, "") for case in slates}
-    found |= {case.user_id: case for case in ranking}
-    return [found[user] for user in users if user in found]
-
-
-def cases_of(slates: Any, ranking: Any) -> tuple[list[SlateCase], list[RankingCase]]:
-    """Cases from the Arrow tables of ``features.cases``."""
-    return (
-        [
-            SlateCase(row["user_id"], tuple(row["history"]), tuple(row["items"]), tuple(row["levels"]))
-            for row in slates.select(["user_id", "history", "items", "levels"]).to_pylist()
-        ],
-        [
-            RankingCase(row["user_id"], tuple(row["history"]), row["target"])
-            for row in ranking.select(["user_id", "history", "target"]).to_pylist()
-        ],
-    )
-
-
-def leave_one_out(
-    histories: Mapping[str, Sequence[str]], *, back: int = 1
-) -> Iterator[tuple[RankingCase, tuple[str, ...]]]:
-    """(case, training history) of each user long enough: the item ``back`` from the end is the target.
-
-    ``back`` 1 is the paper's test item, 2 its validation item; what comes after the target is not used.
-    """
-    for user, history in histories.items():
-        if len(history) > back:
-            before = tuple(history[: len(history) - back])
-            yield RankingCase(user, before, history[-back]), before
-
-
-def context_of(case: RankingCase) -> UserContext:
-    """The user as a policy is asked about a case."""
-    seen = frozenset(case.history) if case.seen is None else case.seen
-    return UserContext(case.user_id, case.history, seen - {case.target})
-
-
-def _by_user(
-    users: Sequence[str], cases: Sequence[RankingCase], values_of: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    row = {user: i for i, user in enumerate(users)}
-    owner = np.array([row[case.user_id] for case in cases], dtype=np.int64)
-    counts = np.bincount(owner, minlength=len(users)) if len(cases) else np.ones(len(users))
-    return {
-        name: np.bincount(owner, weights=values, minlength=len(users)) / counts
-        for name, values in values_of.items()
-    }
-
-
-def _shape(
+def shape_of(
     policy: Policy,
     lists: Sequence[Sequence[str]],
     allowed: Eligible,
@@ -341,6 +193,10 @@ def _shape(
     popularity: Sequence[str] | None,
     depth: int,
 ) -> ListShape:
+    """Coverage, concentration and popularity of ``lists`` (item ids, best first) over ``depth`` places.
+
+    ``popular`` and ``popularity`` as in ``rank_catalogue``.
+    """
     rows = policy.codec.items
     shown = np.full((len(lists), depth), -1, dtype=np.int64)
     for place, listed in enumerate(lists):
@@ -360,11 +216,7 @@ def _shape(
     )
 
 
-def _rows(items: Collection[str], rows: Mapping[str, int]) -> IntArray:
-    return np.array([rows[item] for item in items if item in rows], dtype=np.int64)
-
-
-def _validity(
+def validity_of(
     policy: Policy,
     cases: Sequence[RankingCase],
     lists: Sequence[Sequence[str]],
@@ -384,3 +236,19 @@ def _validity(
             and all(item in rows and mask[rows[item]] and item not in seen for item in items)
         )
     return float(np.mean(valid)) if valid else 1.0
+
+
+def _by_user(
+    users: Sequence[str], cases: Sequence[RankingCase], values_of: Mapping[str, Floats]
+) -> dict[str, Floats]:
+    row = {user: i for i, user in enumerate(users)}
+    owner = np.array([row[case.user_id] for case in cases], dtype=np.int64)
+    counts = np.bincount(owner, minlength=len(users)) if len(cases) else np.ones(len(users))
+    return {
+        name: np.bincount(owner, weights=values, minlength=len(users)) / counts
+        for name, values in values_of.items()
+    }
+
+
+def _rows(items: Collection[str], rows: Mapping[str, int]) -> IntArray:
+    return np.array([rows[item] for item in items if item in rows], dtype=np.int64)

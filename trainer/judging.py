@@ -22,15 +22,9 @@ from policies.gate.own import own_checks
 from policies.gate.record import input_as_dict, input_of
 from policies.policy import Policy
 
-from .evaluation import (
-    POPULAR_SHARE,
-    Measure,
-    RankingCase,
-    cases_of,
-    context_of,
-    gate_figures,
-    list_cases,
-)
+from .cases import RankingCase, cases_of, context_of, list_cases
+from .gate_figures import Measure, gate_figures
+from .metrics import POPULAR_SHARE
 from .off_policy import gate_evidence, off_policy_report, sampled_cases
 from .round_state import RoundState, write_json
 from .slicing import item_slices, user_slices

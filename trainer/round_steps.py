@@ -29,8 +29,8 @@ from policies.ledger import LedgerConflict, PromotionHeld
 from policies.policy import Policy
 from policies.runs import RoundRun
 
+from .cases import RankingCase, cases_of
 from .errors import TrainerError
-from .evaluation import RankingCase, cases_of
 from .judging import measure, read_gate_input
 from .newcomers import grow_codec, grown_codec
 from .preference.guards import guard_cases

@@ -11,7 +11,7 @@ from typing import Any
 
 from policies.policy import Policy
 
-from .evaluation import RankingCase
+from .cases import RankingCase
 from .preference.guards import GuardFigures, broken, measure_guards
 from .round_state import write_json
 from .settings import GuardSettings

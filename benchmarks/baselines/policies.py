@@ -7,7 +7,8 @@ from pathlib import Path
 
 from policies.policy import Policy
 from policies.settings import DecodingSettings
-from trainer.evaluation import RankingCase, beam_plan, rank_catalogue
+from trainer.cases import RankingCase
+from trainer.evaluation import beam_plan, rank_catalogue
 from trainer.metrics import COLUMNS, CUTOFFS, Ranked
 from trainer.settings import AlignmentSettings, CollaborativeSettings, TrainerSettings
 from trainer.sft import train_sft

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from policies.policy import Policy, UserContext
 from policies.prompt import answer_ids, prompt_ids
 from tests.policies.factory import item_ids, write_tiny_policy
-from trainer.evaluation import (
-    RankingCase,
-    SlateCase,
-    gate_figures,
-    leave_one_out,
-    log_probs,
-    popularity_baseline,
-    rank_catalogue,
-    win_rate,
-    win_rates,
-)
+from trainer.cases import RankingCase, leave_one_out
+from trainer.evaluation import popularity_baseline, rank_catalogue
+from trainer.gate_figures import gate_figures
+from trainer.slates import SlateCase, log_probs, win_rate, win_rates
 
 NAMES = item_ids(200)
 

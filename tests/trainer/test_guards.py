@@ -10,7 +10,8 @@ import torch
 from policies.policy import Policy
 from policies.settings import DecodingSettings
 from tests.policies.factory import tiny_codec, write_tiny_policy
-from trainer.evaluation import RankingCase, rank_catalogue
+from trainer.cases import RankingCase
+from trainer.evaluation import rank_catalogue
 from trainer.preference.guards import GuardFigures, broken, guard_cases, measure_guards
 from trainer.settings import GuardSettings
 

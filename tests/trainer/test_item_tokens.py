@@ -14,10 +14,10 @@ from policies.scoring import pack, token_log_probs
 from tests.policies.factory import tiny_model, tiny_tokenizer
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, rows_of
-from trainer.evaluation import log_probs
 from trainer.sft.base_policy import most_frequent, token_map, train_sft
 from trainer.sft.data import branches_of, spell, tree_batch, windows_of
 from trainer.sft.training import sample_logits
+from trainer.slates import log_probs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -241,7 +241,8 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
 
 
 def test_the_base_policy_beats_popularity(codec_dir: Path, tmp_path: Path) -> None:
-    from trainer.evaluation import leave_one_out, popularity_baseline, rank_catalogue
+    from trainer.cases import leave_one_out
+    from trainer.evaluation import popularity_baseline, rank_catalogue
 
     histories = {f"u{n}": history for n, history in enumerate(small_world.histories(120))}
     split = list(leave_one_out(histories))

@@ -8,7 +8,10 @@ import pytest
 from policies.policy import Policy
 from policies.settings import GateSettings
 from tests.policies.factory import item_ids, write_tiny_policy
-from trainer.evaluation import RankingCase, SlateCase, gate_figures, rank_catalogue
+from trainer.cases import RankingCase
+from trainer.evaluation import rank_catalogue
+from trainer.gate_figures import gate_figures
+from trainer.slates import SlateCase
 from trainer.slicing import item_slices, sliced, user_slices
 
 SETTINGS = GateSettings(new_history=2, heavy_history=4, young_days=10)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from policies.policy import Policy
-from trainer.evaluation import Progress, RankingCase, log_probs, rank_catalogue
+from trainer.cases import RankingCase
+from trainer.evaluation import Progress, rank_catalogue
 from trainer.settings import GuardSettings
+from trainer.slates import log_probs
 
 NDCG_AT, RECALL_AT = 10, 50
 _AT_ONCE = 256
