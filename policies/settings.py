@@ -64,8 +64,10 @@ class CanarySettings(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the sequence that compares canary and reference, over all looks together."""
     margin: Share = 0.05
-    """Loss in liked items tolerated, as a share of the reference's, where more must be excluded to grow."""
-    judged: Annotated[int, Field(ge=1)] = 5
+    """Loss tolerated over all users together, in liked items as a share of the reference's. A canary grows when
+    the loss that is not excluded, times the share it would fall on, is smaller: to 25% of users when more than
+    20% is excluded, to all of them when more than 5% is."""
+    judged: Annotated[int, Field(ge=1)] = 10
     """Items with a level in force that a user is judged by: the first so many; users with fewer wait."""
     min_users: Annotated[int, Field(ge=2)] = 100
     """Users of the canary with so many levels before it may grow or be withdrawn for harm."""

@@ -1,0 +1,231 @@
+"""A canary beside the reference: who meets it, and that nobody goes without an answer, however it behaves."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align3gr.server.eligible import EligibleItems
+from align3gr.server.metrics import ServerMetrics
+from align3gr.server.runtime import policy_swap
+from align3gr.server.service import Recommender, Slate
+from align3gr.settings import Settings
+from features.online.contexts import OnlineFeatures
+from policies.ledger import PromotionLedger
+from policies.shares import takes_part
+from tests.server.conftest import USERS
+from tests.server.test_swap import Clock, Disk, settle
+
+PATIENT = {"deadline_s": 30.0, "latency_factor": None}
+"""A machine that is busy with other work makes a healthy canary slow, too: then this says nothing of it."""
+STRICT = {"failures": 3, "deadline_s": 0.5, "latency_factor": None}
+BY_THE_MEDIAN = {"deadline_s": 30.0, "latency_answers": 5, "latency_floor_s": 0.05}
+ROLLED_BACK_WITHIN_S = 10.0
+
+
+@pytest.fixture
+def ledger(served_home: Path, tmp_path: Path) -> PromotionLedger:
+    """A home of its own: v1 is the reference, v2 the canary with half of the users."""
+    (tmp_path / "policies").symlink_to(served_home / "policies")
+    ledger = PromotionLedger(tmp_path / "ledger")
+    ledger.promote("v1", expects=None, who="test", why="first")
+    ledger.start_canary("v2", 0.5, expects="v1", who="test", why="try")
+    return ledger
+
+
+@contextmanager
+def recommender(home: Path, features: OnlineFeatures, canary: dict[str, Any]) -> Iterator[Recommender]:
+    settings = Settings.model_validate(
+        {
+            "home": home,
+            "policies": {"promotion": {"canary": canary}},
+            "server": {"sample_share": 0, "warm_policies": 0},
+        }
+    )
+    metrics = ServerMetrics()
+    swap = policy_swap(settings, metrics)
+    eligible = EligibleItems(lambda: None, every_seconds=60)
+    swap.start()
+    try:
+        assert until(lambda: swap.trial is not None)
+        yield Recommender(
+            swap, features, eligible, None, metrics, settings.server, canary=settings.policies.promotion.canary
+        )
+    finally:
+        swap.stop()
+
+
+async def asked(service: Recommender, times: int = 1, width: int = 8) -> list[Slate]:
+    """Slates for every user ``times`` times, ``width`` requests at once. One that fails raises."""
+    service.start()
+    turns = asyncio.Semaphore(width)
+
+    async def one(user_id: str) -> Slate:
+        async with turns:
+            return await service.recommend(user_id, 5)
+
+    try:
+        return await asyncio.gather(*(one(user_id) for _ in range(times) for user_id in USERS))
+    finally:
+        await service.stop()
+
+
+def until(condition: Callable[[], bool], seconds: float = ROLLED_BACK_WITHIN_S) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def behave(service: Recommender, recommend: Callable[..., Any]) -> None:
+    """Break the loaded canary: ``recommend`` is called in place of its own, which it gets."""
+    trial = service.swap.trial
+    assert trial is not None
+    answer = trial.policy.recommend
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        return recommend(lambda: answer(*args, **kwargs))
+
+    trial.policy.recommend = broken  # type: ignore[method-assign]
+
+
+def test_users_meet_the_policy_that_their_hash_says_and_every_slate_names_it(
+    ledger: PromotionLedger, online_features: OnlineFeatures
+) -> None:
+    with recommender(ledger.directory.parent, online_features, PATIENT) as service:
+        slates = asyncio.run(asked(service, times=2))
+        canary = ledger.canary()
+        assert canary is not None
+        for slate in slates:
+            assert slate.policy_version == ("v2" if takes_part(slate.user_id, canary) else "v1")
+            assert len(slate.items) == 5
+        assert {slate.policy_version for slate in slates} == {"v1", "v2"}
+        state = service.swap.state()
+        assert (state.serving, state.canary, state.canary_share) == ("v1", "v2", 0.5)
+        assert b"align3gr_canary_share 0.5" in service.metrics.text()
+
+
+def fails(answer: Callable[[], Any]) -> Any:
+    raise RuntimeError("weights of nan")
+
+
+def hangs(answer: Callable[[], Any]) -> Any:
+    time.sleep(1.0)
+    return answer()
+
+
+def dawdles(answer: Callable[[], Any]) -> Any:
+    time.sleep(1.5)  # far above what the reference takes on a busy machine
+    return answer()
+
+
+@pytest.mark.parametrize(
+    ("how", "canary", "why"),
+    [
+        (fails, STRICT, "weights of nan"),
+        (hangs, STRICT, "no answer within 0.5 s"),
+        (dawdles, BY_THE_MEDIAN, "it answers in"),
+    ],
+)
+def test_a_canary_that_fails_or_is_slow_is_rolled_back_and_nobody_goes_without_an_answer(
+    ledger: PromotionLedger,
+    online_features: OnlineFeatures,
+    how: Callable[..., Any],
+    canary: dict[str, Any],
+    why: str,
+) -> None:
+    with recommender(ledger.directory.parent, online_features, canary) as service:
+        behave(service, how)
+        began = time.monotonic()
+        slates = asyncio.run(asked(service, times=3, width=4))
+        assert until(lambda: ledger.canary() is None)
+        assert time.monotonic() - began < ROLLED_BACK_WITHIN_S
+        assert len(slates) == 3 * len(USERS)
+        assert all(len(slate.items) == 5 for slate in slates)
+        last = ledger.history()[-1]
+        assert (last.action, last.target, ledger.reference()) == ("withdraw", "v2", "v1")
+        assert last.who.startswith("server ")
+        assert why in last.why
+        assert ledger.held()
+        assert service.swap.trial is None
+
+
+def test_a_promoted_canary_serves_everybody_without_a_load(tmp_path: Path) -> None:
+    swap, ledger, disk = followed(tmp_path, {"v1", "v2"})
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
+    settle(swap)
+    assert swap.trial is not None
+    assert (swap.trial.version, swap.trial.policy) == ("v2", "weights of v2")
+    ledger.promote("v2", expects="v1", who="t", why="t")
+    swap.look()
+    assert swap.trial is None
+    assert swap.current is not None
+    assert swap.current.version == "v2"
+    assert disk.loaded == ["v1", "v2"]
+
+
+def test_a_larger_share_is_followed_at_the_next_look(tmp_path: Path) -> None:
+    swap, ledger, _ = followed(tmp_path, {"v1", "v2"})
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
+    settle(swap)
+    canary = ledger.canary()
+    assert canary is not None
+    ledger.grow_canary(canary, 0.25, who="t", why="t")
+    swap.look()
+    assert swap.state().canary_share == 0.25
+
+
+def test_a_canary_that_cannot_be_loaded_is_withdrawn_and_may_be_tried_anew(tmp_path: Path) -> None:
+    swap, ledger, disk = followed(tmp_path, {"v1"})
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
+    settle(swap)
+    settle(swap)
+    assert (swap.trial, ledger.canary()) == (None, None)
+    assert ledger.history()[-1].why == "it cannot be loaded: v2 is damaged"
+    disk.good.add("v2")
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="mended")
+    settle(swap)
+    assert swap.state().canary == "v2"
+
+
+def test_a_refusal_that_the_ledger_did_not_take_is_told_again(tmp_path: Path) -> None:
+    swap, ledger, _ = followed(tmp_path, {"v1", "v2"})
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
+    settle(swap)
+    canary, real = ledger.canary(), swap._withdraw
+    assert canary is not None
+
+    def full_disk(version: str, why: str) -> None:
+        raise OSError("no space")
+
+    swap._withdraw = full_disk
+    swap.refuse(canary, "errors")
+    settle(swap)
+    assert (swap.trial, ledger.canary()) == (None, canary)
+    swap._withdraw = real
+    swap.look()
+    assert ledger.canary() is None
+
+
+def followed(folder: Path, good: set[str]) -> Any:
+    from align3gr.server.swap import PolicySwap
+
+    ledger, disk = PromotionLedger(folder), Disk(good)
+    ledger.promote("v1", expects=None, who="t", why="t")
+    swap: PolicySwap[str] = PolicySwap(
+        ledger.reference,
+        disk.load,
+        ServerMetrics(),
+        warm=0,
+        canary=ledger.canary,
+        withdraw=lambda version, why: ledger.withdraw(version, who="server", why=why),
+        clock=Clock(),
+    )
+    settle(swap)
+    return swap, ledger, disk
