@@ -23,7 +23,12 @@ have a level in force; ``known_at``, when the last of these was shown."""
 
 
 def judged_versions(
-    snapshot: LogSnapshot, settings: FeatureSettings, versions: tuple[str, str], *, since: datetime, judged: int
+    snapshot: LogSnapshot,
+    settings: FeatureSettings,
+    versions: tuple[str, str],
+    *,
+    since: datetime,
+    judged: int,
 ) -> pa.Table:
     """Users whom one of ``versions`` showed ``judged`` items with a level since ``since``, in JUDGED_SCHEMA.
 

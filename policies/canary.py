@@ -14,6 +14,7 @@ from .ledger import Canary
 from .sequential import ConfidenceSequence, Floats, paired_differences
 from .settings import CanarySettings
 
+
 @dataclass(frozen=True)
 class Compared:
     """What users made of canary and reference: a number in 0 .. 1 each, in the order they were known."""

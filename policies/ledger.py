@@ -182,7 +182,9 @@ class PromotionLedger:
 
         def move(state: "_State") -> tuple[str | None, str | None]:
             if expects is None:
-                raise LedgerConflict(f"{version} needs a reference beside it to be a canary: promote one first")
+                raise LedgerConflict(
+                    f"{version} needs a reference beside it to be a canary: promote one first"
+                )
             if state.reference != expects:
                 raise LedgerConflict(
                     f"{version} was to stand beside {expects}, but the reference is "
@@ -271,9 +273,7 @@ class PromotionLedger:
             state = _State.of(entries)
             target, expects = move(state)
             seq = (numbered[-1][0] if numbered else 0) + 1
-            entry = LedgerEntry(
-                seq, self._clock(), who, action, state.reference, target, expects, why, share
-            )
+            entry = LedgerEntry(seq, self._clock(), who, action, state.reference, target, expects, why, share)
             if self._publish(entry):
                 log.info(
                     "ledger seq=%d action=%s from=%s to=%s who=%s", seq, action, entry.source, target, who

@@ -74,7 +74,8 @@ class Scheduler:
         rules = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         jobs.configure(
             executors={name: ThreadPoolExecutor(max_workers=1) for name in ("default", _CANARY_JOB)},
-            job_defaults=rules, timezone=UTC
+            job_defaults=rules,
+            timezone=UTC,
         )
         self._jobs = jobs
         jobs.add_job(self._refresh_job, self.trigger(), id="refresh", next_run_time=self.first_run())

@@ -61,7 +61,8 @@ class CanaryWatch:
         causes = [one for one in self._failures if one is not None]
         if len(causes) >= self._settings.failures:
             self._refuse(
-                canary, f"{len(causes)} of its last {len(self._failures)} answers failed or were late: {cause}"
+                canary,
+                f"{len(causes)} of its last {len(self._failures)} answers failed or were late: {cause}",
             )
 
     def _of(self, canary: "Canary") -> None:

@@ -89,7 +89,8 @@ def test_a_share_of_users_meets_the_canary(share: float) -> None:
 def test_a_larger_share_keeps_the_users_and_another_canary_meets_others() -> None:
     users = [f"user-{number}" for number in range(5000)]
     small, large = (
-        {user for user in users if takes_part(user, Canary("v2", share, START, START, 2))} for share in (0.05, 0.25)
+        {user for user in users if takes_part(user, Canary("v2", share, START, START, 2))}
+        for share in (0.05, 0.25)
     )
     assert small < large
     other = {user for user in users if place_of(user, "v3") < 0.05}

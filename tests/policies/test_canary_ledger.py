@@ -26,7 +26,9 @@ def ledger(tmp_path: Path) -> PromotionLedger:
     return ledger
 
 
-def start(ledger: PromotionLedger, version: str = "v2", share: float = 0.05, *, automatic: bool = False) -> None:
+def start(
+    ledger: PromotionLedger, version: str = "v2", share: float = 0.05, *, automatic: bool = False
+) -> None:
     ledger.start_canary(version, share, expects="v1", who="test", why="try", automatic=automatic)
 
 
@@ -99,7 +101,9 @@ def test_a_share_out_of_range_is_refused(ledger: PromotionLedger, share: float) 
     assert len(ledger.history()) == 1
 
 
-def test_a_canary_needs_the_reference_it_expects_and_is_another(ledger: PromotionLedger, tmp_path: Path) -> None:
+def test_a_canary_needs_the_reference_it_expects_and_is_another(
+    ledger: PromotionLedger, tmp_path: Path
+) -> None:
     with pytest.raises(LedgerConflict, match="already"):
         start(ledger, "v1")
     with pytest.raises(LedgerConflict, match="the reference is v1"):
@@ -120,7 +124,8 @@ def test_of_many_processes_one_starts_its_canary(ledger: PromotionLedger) -> Non
     context = multiprocessing.get_context("fork")
     won = context.Queue()
     racers = [
-        context.Process(target=_start_one, args=(ledger.directory, f"v{number}", won)) for number in range(2, 8)
+        context.Process(target=_start_one, args=(ledger.directory, f"v{number}", won))
+        for number in range(2, 8)
     ]
     for racer in racers:
         racer.start()
@@ -132,7 +137,9 @@ def test_of_many_processes_one_starts_its_canary(ledger: PromotionLedger) -> Non
     assert won.empty()
 
 
-@pytest.mark.parametrize("steps", [[], [1.0], [0.05, 0.25], [0.25, 0.05, 1], [0.1, 0.1, 1], [0, 1], [0.5, 1.5]])
+@pytest.mark.parametrize(
+    "steps", [[], [1.0], [0.05, 0.25], [0.25, 0.05, 1], [0.1, 0.1, 1], [0, 1], [0.5, 1.5]]
+)
 def test_steps_that_do_not_grow_to_all_users_are_refused(steps: list[float]) -> None:
     with pytest.raises(ValidationError):
         CanarySettings.model_validate({"steps": steps})

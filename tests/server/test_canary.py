@@ -53,7 +53,13 @@ def recommender(home: Path, features: OnlineFeatures, canary: dict[str, Any]) ->
     try:
         assert until(lambda: swap.trial is not None)
         yield Recommender(
-            swap, features, eligible, None, metrics, settings.server, canary=settings.policies.promotion.canary
+            swap,
+            features,
+            eligible,
+            None,
+            metrics,
+            settings.server,
+            canary=settings.policies.promotion.canary,
         )
     finally:
         swap.stop()
