@@ -1,4 +1,4 @@
-"""What users made of what a policy showed them, by the levels in force: how two versions are compared online."""
+"""What users made of what a version showed them, by the levels in force: how two are compared online."""
 
 from datetime import datetime
 

@@ -25,7 +25,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class CanaryDecision:
-    """What one look came to. ``low`` and ``high``: canary less reference, as shares of the reference's mean."""
+    """What one look came to. ``low`` and ``high``: canary less reference, as shares of the latter's mean."""
 
     action: Literal["wait", "grow", "promote", "withdraw"]
     share: float
@@ -52,14 +52,14 @@ def judge(canary: Canary, compared: Compared, settings: CanarySettings, now: dat
     users = min(len(compared.canary), len(compared.reference))
     if users < settings.min_users:
         why = f"{users} users can be compared, {settings.min_users} are needed"
-        return _waited(canary, settings, here, CanaryDecision("wait", canary.share, why, users))
+        return _waited(settings, here, CanaryDecision("wait", canary.share, why, users))
     differences = paired_differences(compared.canary[:users], compared.reference)
     sequence = ConfidenceSequence(1 - settings.confidence, tightest_at=settings.expected_users)
     sequence.update(differences)
     base = float(np.mean(compared.reference))
     if base <= 0.0:
         why = "nobody likes what the reference shows: there is nothing to lose by"
-        return _waited(canary, settings, here, CanaryDecision("wait", canary.share, why, users))
+        return _waited(settings, here, CanaryDecision("wait", canary.share, why, users))
     low, high = sequence.low / base, sequence.high / base
     figures = f"{low:+.1%} to {high:+.1%} liked against the reference, of {users} users"
     if high < 0.0:
@@ -67,7 +67,7 @@ def judge(canary: Canary, compared: Compared, settings: CanarySettings, now: dat
     share = settings.step_after(canary.share)
     if -low * share >= settings.margin:
         why = f"a loss above {settings.margin / share:.1%} is not excluded: {figures}"
-        return _waited(canary, settings, here, CanaryDecision("wait", canary.share, why, users, low, high))
+        return _waited(settings, here, CanaryDecision("wait", canary.share, why, users, low, high))
     if here < settings.step_s:
         why = f"{here:.0f} s at this share, {settings.step_s:.0f} s are needed: {figures}"
         return CanaryDecision("wait", canary.share, why, users, low, high)
@@ -75,9 +75,7 @@ def judge(canary: Canary, compared: Compared, settings: CanarySettings, now: dat
     return CanaryDecision(action, share, f"no worse: {figures}", users, low, high)
 
 
-def _waited(
-    canary: Canary, settings: CanarySettings, here: float, decision: CanaryDecision
-) -> CanaryDecision:
+def _waited(settings: CanarySettings, here: float, decision: CanaryDecision) -> CanaryDecision:
     """``decision``, unless patience has run out."""
     if settings.patience_s is None or here < settings.patience_s:
         return decision

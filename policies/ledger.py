@@ -16,16 +16,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
 
 from features.errors import BadInput
 
 from .errors import PoliciesError
+from .ledger_entries import Action, Canary, LedgerEntry, read_entry
 
 log = logging.getLogger(__name__)
 
-Action = Literal["promote", "rollback", "hold", "resume", "anchor", "canary", "withdraw"]
-_ACTIONS = get_args(Action)
+__all__ = [
+    "BadShare",
+    "Canary",
+    "CanaryUnderWay",
+    "LedgerConflict",
+    "LedgerEntry",
+    "NoCanary",
+    "NothingToRollBack",
+    "PromotionHeld",
+    "PromotionLedger",
+    "utc_now",
+]
+
 _NAME_DIGITS = 8
 
 
@@ -51,55 +62,6 @@ class CanaryUnderWay(LedgerConflict):
 
 class NoCanary(LedgerConflict, BadInput):
     """The policy is not, or no longer, the canary."""
-
-
-@dataclass(frozen=True)
-class Canary:
-    """A policy that takes a share of users before it may become the reference."""
-
-    version: str
-    share: float
-    """Of users, by hash: above 0, below 1."""
-    began_at: datetime
-    """When it took its first share; what it is judged by came after."""
-    step_at: datetime
-    """When it took this one."""
-    seq: int
-    """Of the entry that began it: tells two canaries of one version apart."""
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One move. ``source``, ``target``: the reference before and after it (``from`` and ``to`` on disk).
-
-    Of ``canary`` and ``withdraw`` ``target`` is the canary, and the reference stays ``source``.
-    """
-
-    seq: int
-    at: datetime
-    who: str
-    action: Action
-    source: str | None
-    target: str | None
-    expects: str | None
-    why: str
-    share: float | None = None
-    """Of users; of ``canary`` only."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object of the entry's file."""
-        share = {} if self.share is None else {"share": self.share}
-        return {
-            "seq": self.seq,
-            "at": self.at.isoformat(),
-            "who": self.who,
-            "action": self.action,
-            "from": self.source,
-            "to": self.target,
-            "expects": self.expects,
-            "why": self.why,
-            **share,
-        }
 
 
 def utc_now() -> datetime:
@@ -145,7 +107,7 @@ class PromotionLedger:
         """All entries, oldest first."""
         entries: list[LedgerEntry] = []
         for _, path in self._numbered():
-            entry = _read(path)
+            entry = read_entry(path)
             if entry is not None:
                 entries.append(entry)
         return entries
@@ -269,7 +231,7 @@ class PromotionLedger:
         self.directory.mkdir(parents=True, exist_ok=True)
         while True:
             numbered = self._numbered()
-            entries = [entry for _, path in numbered if (entry := _read(path)) is not None]
+            entries = [entry for _, path in numbered if (entry := read_entry(path)) is not None]
             state = _State.of(entries)
             target, expects = move(state)
             seq = (numbered[-1][0] if numbered else 0) + 1
@@ -359,7 +321,7 @@ class _State:
 
     def _take_canary(self, entry: LedgerEntry) -> None:
         """A first share, or a larger one of the same canary."""
-        assert entry.target is not None  # `_read` refuses a canary without a version or a share
+        assert entry.target is not None  # `read_entry` refuses a canary without a version or a share
         assert entry.share is not None
         before = self.canary
         if before is not None and before.version == entry.target:
@@ -394,34 +356,6 @@ def _require_share(share: float) -> None:
             f"a canary's share of users is above 0 and below 1, not {share:g}; all of them: "
             "`align3gr policy promote`"
         )
-
-
-def _read(path: Path) -> LedgerEntry | None:
-    """The entry in ``path``; None (and a warning) when the file holds no whole entry."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["action"] not in _ACTIONS:
-            raise ValueError(f"unknown action {raw['action']}")
-        at = datetime.fromisoformat(raw["at"])
-        if at.tzinfo is None:
-            raise ValueError("at has no time zone")
-        share = None if raw.get("share") is None else float(raw["share"])
-        if raw["action"] == "canary" and (share is None or not 0.0 < share < 1.0 or not raw["to"]):
-            raise ValueError("a canary needs a version and a share between 0 and 1")
-        return LedgerEntry(
-            seq=int(raw["seq"]),
-            at=at,
-            who=str(raw["who"]),
-            action=raw["action"],
-            source=raw["from"],
-            target=raw["to"],
-            expects=raw["expects"],
-            why=str(raw["why"]),
-            share=share,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("ledger unreadable entry path=%s cause=%s", path, " ".join(str(error).split()))
-        return None
 
 
 def _sync_directory(directory: Path) -> None:

@@ -64,9 +64,9 @@ class CanarySettings(BaseModel):
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the sequence that compares canary and reference, over all looks together."""
     margin: Share = 0.05
-    """Loss tolerated over all users together, in liked items as a share of the reference's. A canary grows when
-    the loss that is not excluded, times the share it would fall on, is smaller: to 25% of users when more than
-    20% is excluded, to all of them when more than 5% is."""
+    """Loss tolerated over all users together, in liked items as a share of the reference's. A canary grows
+    when the loss that is not excluded, times the share it would fall on, is smaller: to 25% of users when
+    20% or more is excluded, to all of them when 5% or more is."""
     judged: Annotated[int, Field(ge=1)] = 10
     """Items with a level in force that a user is judged by: the first so many; users with fewer wait."""
     min_users: Annotated[int, Field(ge=2)] = 100

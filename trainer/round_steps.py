@@ -253,7 +253,7 @@ class RoundSteps:
         return {"version": version}
 
     def _ledger(self) -> dict[str, Any]:
-        """Promote the candidate, or make it the canary, when the gate passed it, nobody moved the reference and nothing is held."""
+        """Promote the candidate, or make it the canary: when the gate passed it and nobody objects."""
         version, gate = self.state.steps["register"]["version"], self.state.steps["gate"]
         if gate["outcome"] != "promote":
             return {"outcome": {"hold": "held", "refuse": "refused"}[gate["outcome"]], "why": gate["why"]}

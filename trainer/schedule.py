@@ -65,8 +65,8 @@ class Scheduler:
         """Put the refresh and the upkeep on ``jobs``, an APScheduler scheduler that is not started yet.
 
         Missed runs coalesce into one however late (``misfire_grace_time=None``: the default of one second
-        would drop them); one worker runs both jobs, so upkeep stands between rounds. The canary has a worker of its own: it is
-        not left alone for the hours that a round may take.
+        would drop them); one worker runs both jobs, so upkeep stands between rounds. The canary has
+        a worker of its own: it is not left alone for the hours that a round may take.
         """
         from apscheduler.executors.pool import ThreadPoolExecutor
         from apscheduler.triggers.interval import IntervalTrigger

@@ -207,11 +207,18 @@ def rollback(
     why: str = WhyOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Go back to an earlier reference; automatic promotion is held until `policy resume`."""
+    """Go back to an earlier reference; automatic promotion is held until `policy resume`.
+
+    While there is a canary it is what is taken back, unless --to names an earlier reference.
+    """
     registry, ledger = _rooms(context)
-    if to is not None:
-        registry.path(to)
-    entry = ledger.rollback(who=who or _user(), why=why, to=to)
+    on_trial = ledger.canary()
+    if to is None and on_trial is not None:
+        entry = ledger.withdraw(on_trial.version, who=who or _user(), why=why)
+    else:
+        if to is not None:
+            registry.path(to)
+        entry = ledger.rollback(who=who or _user(), why=why, to=to)
     _tell(entry, as_json)
     if not as_json:
         say("automatic promotion is held until `align3gr policy resume`")
@@ -302,7 +309,8 @@ def _look(settings: "Settings", as_json: bool) -> None:
     decided = found.decision
 
     def text() -> str:
-        return f"{found.version} beside {found.reference}, {found.share:.4g} of users: {decided.action}, {decided.why}"
+        who = f"{found.version} beside {found.reference}, {found.share:.4g} of users"
+        return f"{who}: {decided.action}, {decided.why}"
 
     emit({"canary": found.as_dict()}, as_json, text)
 

@@ -44,8 +44,8 @@ class CanaryWatch:
         if ours > max(settings.latency_factor * theirs, settings.latency_floor_s):
             self._refuse(
                 canary,
-                f"it answers in {ours * 1000:.0f} ms, the reference in {theirs * 1000:.0f} ms (medians of the "
-                f"last {needed} answers)",
+                f"it answers in {ours * 1000:.0f} ms, the reference in {theirs * 1000:.0f} ms (medians of "
+                f"the last {needed} answers)",
             )
 
     def failed(self, canary: "Canary", outcome: Literal["failed", "late"], cause: str) -> None:

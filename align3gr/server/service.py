@@ -153,7 +153,7 @@ class Recommender:
         return slate
 
     async def _answer(self, ask: Ask) -> Slate:
-        """From the canary where the user takes part in it, else, or when it does not answer, the reference."""
+        """From the canary where the user takes part; else, and where it does not answer, the reference."""
         from policies.shares import takes_part
 
         trial = self.swap.trial

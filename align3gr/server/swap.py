@@ -204,7 +204,7 @@ class PolicySwap(Generic[P]):
             self.trial = trial
 
     def _withdraw_refused(self) -> None:
-        """Tell the ledger what was refused here; what keeps us from it passes, and is tried at the next look."""
+        """Tell the ledger what was refused here; where that fails, again at the next look."""
         canary = self._canary
         why = self._refused.get(canary.seq) if canary is not None else None
         if canary is None or why is None:

@@ -43,23 +43,23 @@ def course(
     taste = draw.beta(LIKED * 10, (1 - LIKED) * 10, users)
     place = draw.random(users)
     canary = Canary("v2", settings.steps[0], START, START, 2)
-    seen: dict[bool, set[int]] = {True: set(), False: set()}
-    values: dict[bool, list[float]] = {True: [], False: []}
+    met = {side: np.zeros(users, dtype=bool) for side in (True, False)}
+    values = {side: np.empty(0) for side in (True, False)}
     steps = 0
     for look in range(looks):
-        for user in draw.integers(0, users, visits):
-            treated = bool(place[user] < canary.share)
-            if user in seen[treated]:
-                continue
-            seen[treated].add(int(user))
-            chance = min(1.0, taste[user] * (1 + effect if treated else 1.0))
-            values[treated].append(draw.binomial(settings.judged, chance) / settings.judged)
+        visitors = np.unique(draw.integers(0, users, visits))
+        for side, factor in ((True, 1 + effect), (False, 1.0)):
+            came = visitors[(place[visitors] < canary.share) == side]
+            new = draw.permutation(came[~met[side][came]])
+            met[side][new] = True
+            liked = draw.binomial(settings.judged, np.minimum(1.0, taste[new] * factor)) / settings.judged
+            values[side] = np.append(values[side], liked)
         now = START + timedelta(hours=look + 1)
-        compared = Compared(np.array(values[True]), np.array(values[False]))
+        compared = Compared(values[True], values[False])
         decision = judge(canary, compared, settings, now)
         if decision.action in ("withdraw", "promote"):
-            return Course(decision.action, len(seen[True]) / users, steps)
+            return Course(decision.action, float(met[True].mean()), steps)
         if decision.action == "grow":
             steps += 1
             canary = replace(canary, share=decision.share, step_at=now)
-    return Course("wait", len(seen[True]) / users, steps)
+    return Course("wait", float(met[True].mean()), steps)

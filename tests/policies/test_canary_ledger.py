@@ -87,7 +87,7 @@ def test_whatever_moves_the_reference_ends_the_canary(ledger: PromotionLedger) -
 def test_two_canaries_at_once_are_refused(ledger: PromotionLedger) -> None:
     start(ledger)
     for version in ("v2", "v3"):
-        with pytest.raises(CanaryUnderWay, match="v2 is the canary and has 0.05"):
+        with pytest.raises(CanaryUnderWay, match=r"v2 is the canary and has 0\.05"):
             start(ledger, version)
     with pytest.raises(CanaryUnderWay, match="policy withdraw v2"):
         ledger.promote("v3", expects="v1", who="test", why="past it")
