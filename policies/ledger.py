@@ -56,7 +56,7 @@ class BadShare(PoliciesError, BadInput):  # noqa: N818
     """A canary's share of users that is not between 0 and 1, or does not grow."""
 
 
-class CanaryUnderWay(LedgerConflict):
+class CanaryUnderWay(LedgerConflict, BadInput):
     """Another policy is the canary: one at a time."""
 
 

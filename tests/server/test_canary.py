@@ -13,6 +13,7 @@ from align3gr.server.eligible import EligibleItems
 from align3gr.server.metrics import ServerMetrics
 from align3gr.server.runtime import policy_swap
 from align3gr.server.service import Recommender, Slate
+from align3gr.server.swap import PolicySwap
 from align3gr.settings import Settings
 from features.online.contexts import OnlineFeatures
 from policies.ledger import PromotionLedger
@@ -187,6 +188,18 @@ def test_a_larger_share_is_followed_at_the_next_look(tmp_path: Path) -> None:
     assert swap.state().canary_share == 0.25
 
 
+def test_a_server_that_was_killed_serves_the_canary_of_the_ledger_again(tmp_path: Path) -> None:
+    swap, ledger, _ = followed(tmp_path, {"v1", "v2"})
+    ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
+    settle(swap)
+    another = PolicySwap(
+        ledger.reference, Disk({"v1", "v2"}).load, ServerMetrics(), canary=ledger.canary, clock=Clock()
+    )
+    settle(another)
+    assert another.state() == swap.state()
+    assert another.state().canary_share == 0.1
+
+
 def test_a_canary_that_cannot_be_loaded_is_withdrawn_and_may_be_tried_anew(tmp_path: Path) -> None:
     swap, ledger, disk = followed(tmp_path, {"v1"})
     ledger.start_canary("v2", 0.1, expects="v1", who="t", why="t")
@@ -220,8 +233,6 @@ def test_a_refusal_that_the_ledger_did_not_take_is_told_again(tmp_path: Path) ->
 
 
 def followed(folder: Path, good: set[str]) -> Any:
-    from align3gr.server.swap import PolicySwap
-
     ledger, disk = PromotionLedger(folder), Disk(good)
     ledger.promote("v1", expects=None, who="t", why="t")
     swap: PolicySwap[str] = PolicySwap(

@@ -1,5 +1,6 @@
 """A look at the canary from a real log and a real ledger: what it moves, and that it keeps nothing between."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -129,6 +130,33 @@ def test_a_move_that_another_made_first_is_left_at_that(
     monkeypatch.setattr(PromotionLedger, "canary", lambda _: read)  # as read a moment before
     follow(place)
     assert [entry.who for entry in place.ledger.history()] == ["test", "test", "server"]
+
+
+class Killed(BaseException):
+    """A SIGKILL, as far as the code between two system calls can tell."""
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_look_that_is_killed_at_its_move_is_made_again_and_moves_once(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    lived(place, 0.5, 0.4)
+    link = os.link
+
+    def killed(source: Path, target: Path) -> None:
+        if linked:
+            link(source, target)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "link", killed)
+        with pytest.raises(Killed):
+            follow(place)
+    follow(place)
+    follow(place)
+    assert [(entry.action, entry.share) for entry in place.ledger.history()] == [
+        ("promote", None), ("canary", 0.5), ("canary", 0.8),
+    ]  # fmt: skip
 
 
 def test_what_a_canary_learned_from_is_kept(place: Workplace) -> None:
