@@ -1,4 +1,4 @@
-"""A look at the canary from a real log and a real ledger: what it moves, and that it keeps nothing between."""
+"""A look at the canary from a real log and a real ledger: what it moves; nothing is kept between looks."""
 
 import os
 from collections.abc import Iterator
@@ -20,6 +20,8 @@ from policies.shares import place_of
 from tests.features.feedback_oracle import EPOCH, row, write_snapshot
 from trainer.canary import follow, look
 from trainer.live import live_policies
+from trainer.round_state import RoundState
+from trainer.round_steps import RoundSteps
 from trainer.workplace import Workplace
 
 BEGAN = datetime(2026, 3, 1, tzinfo=UTC)
@@ -130,6 +132,28 @@ def test_a_move_that_another_made_first_is_left_at_that(
     monkeypatch.setattr(PromotionLedger, "canary", lambda _: read)  # as read a moment before
     follow(place)
     assert [entry.who for entry in place.ledger.history()] == ["test", "test", "server"]
+
+
+def test_what_a_round_s_gate_passes_becomes_the_canary_once(place: Workplace) -> None:
+    place.ledger.promote("v2", expects="v1", who="test", why="the round's parent")
+    state = RoundState(
+        round_id="r1", number=1, seed=1, device="cpu", threads=1, parent="v2", log_version=3, feedback=9,
+        started_at=NOW.isoformat(), settings={},
+        steps={"register": {"version": "v3"}, "gate": {"outcome": "promote", "why": "better"}},
+    )  # fmt: skip
+    assert RoundSteps(place, state)._ledger() == {"outcome": "canary", "why": "better"}
+    assert RoundSteps(place, state)._ledger() == {"outcome": "canary", "why": "better"}
+    canary = place.ledger.canary()
+    assert canary is not None
+    assert (canary.version, canary.share, place.ledger.reference()) == ("v3", 0.5, "v2")
+    last = place.ledger.history()[-1]
+    assert (last.action, last.who, last.why) == ("canary", "round r1", "better")
+    another = RoundSteps(
+        place, replace(state, round_id="r2", steps={**state.steps, "register": {"version": "v4"}})
+    )
+    outcome = another._ledger()
+    assert outcome["outcome"] == "registered"
+    assert "v3 is the canary" in outcome["why"]
 
 
 class Killed(BaseException):
