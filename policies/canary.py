@@ -1,7 +1,7 @@
 """Whether a canary grows, becomes the reference, or is withdrawn.
 
-One idea: what users made of it is compared by a confidence sequence (``sequential``) that may be looked at at
-any time. The decision is pure and the state of a canary is the ledger, so nothing is lost with a process.
+One idea: what users made of it is compared by an interval (``betting``) that may be looked at at any time.
+The decision is pure and the state of a canary is the ledger, so nothing is lost with a process.
 """
 
 from dataclasses import asdict, dataclass
@@ -9,18 +9,22 @@ from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from .betting import Blocks
 from .ledger import Canary
-from .sequential import ConfidenceSequence, Floats, paired_differences
+from .sequential import Floats
 from .settings import CanarySettings
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What users made of canary and reference: a number in 0 .. 1 each, in the order they were known."""
+    """What users made of canary and reference, in the order in which they became known."""
 
-    canary: Floats
-    reference: Floats
+    liked: Floats
+    """A number in 0 .. 1 each."""
+    by_canary: NDArray[np.bool_]
+    """Which of the two served them."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,21 @@ class CanaryDecision:
 def judge(canary: Canary, compared: Compared, settings: CanarySettings, now: datetime) -> CanaryDecision:
     """What becomes of ``canary``: a pure function, so that a look that was killed is simply made again.
 
-    It is withdrawn when a loss is established (the sequence lies below zero), grows when the loss that is not
+    It is withdrawn when a loss is established (the interval lies below zero), grows when the loss that is not
     excluded, times the share it would fall on, is below ``margin``, and is withdrawn when ``patience_s`` has
     passed with neither.
     """
     here = (now - canary.step_at).total_seconds()
-    users = min(len(compared.canary), len(compared.reference))
+    users = int(min(compared.by_canary.sum(), (~compared.by_canary).sum()))
     if users < settings.min_users:
         why = f"{users} users can be compared, {settings.min_users} are needed"
         return _waited(settings, here, CanaryDecision("wait", canary.share, why, users))
-    differences = paired_differences(compared.canary[:users], compared.reference)
-    sequence = ConfidenceSequence(1 - settings.confidence, tightest_at=settings.expected_users)
-    sequence.update(differences)
-    base = float(np.mean(compared.reference))
+    base = float(np.mean(compared.liked[~compared.by_canary]))
     if base <= 0.0:
         why = "nobody likes what the reference shows: there is nothing to lose by"
         return _waited(settings, here, CanaryDecision("wait", canary.share, why, users))
-    low, high = sequence.low / base, sequence.high / base
+    interval = Blocks.of(compared.liked, compared.by_canary).interval(1 - settings.confidence)
+    low, high = interval[0] / base, interval[1] / base
     figures = f"{low:+.1%} to {high:+.1%} liked against the reference, of {users} users"
     if high < 0.0:
         return CanaryDecision("withdraw", 0.0, f"worse: {figures}", users, low, high)

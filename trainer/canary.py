@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from features.judged_versions import judged_versions
 from features.log import LogMissing
@@ -79,7 +80,7 @@ def compared_users(
     try:
         snapshot = workplace.log().snapshot()
     except LogMissing:
-        return Compared(np.empty(0), np.empty(0))
+        return Compared(np.empty(0), np.empty(0, dtype=np.bool_))
     table = judged_versions(
         snapshot,
         workplace.features,
@@ -87,9 +88,7 @@ def compared_users(
         since=canary.began_at,
         judged=settings.judged,
     )
-    sides: dict[bool, list[float]] = {True: [], False: []}
-    for row in table.to_pylist():
-        by_canary = row["version"] == canary.version
-        if by_canary == takes_part(row["user_id"], canary):
-            sides[by_canary].append(row["liked"])
-    return Compared(np.array(sides[True]), np.array(sides[False]))
+    users, by_canary = table["user_id"].to_pylist(), pc.equal(table["version"], canary.version)
+    sides = by_canary.to_numpy()
+    counted = np.array([takes_part(user, canary) for user in users], dtype=np.bool_) == sides
+    return Compared(table["liked"].to_numpy()[counted], sides[counted])

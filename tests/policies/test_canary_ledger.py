@@ -147,4 +147,4 @@ def test_steps_that_do_not_grow_to_all_users_are_refused(steps: list[float]) -> 
 
 def test_the_step_after_a_share_is_the_next_larger_one() -> None:
     settings = CanarySettings()
-    assert [settings.step_after(share) for share in (0.01, 0.05, 0.1, 0.25, 0.9)] == [0.05, 0.25, 0.25, 1, 1]
+    assert [settings.step_after(share) for share in (0.01, 0.05, 0.3, 0.4, 0.9)] == [0.05, 0.1, 0.5, 0.5, 1]

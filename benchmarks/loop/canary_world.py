@@ -22,6 +22,7 @@ class Course:
     met: float
     """Share of all users whom the canary served."""
     steps: int
+    looks: int
 
 
 def course(
@@ -36,7 +37,8 @@ def course(
     """One canary that is ``effect`` (-0.1: 10% worse) against the reference, looked at after each ``visits``.
 
     Every user has a taste of his own (beta with mean LIKED), comes back as often as others, is judged by
-    ``settings.judged`` items of the first slate that either policy shows him.
+    ``settings.judged`` items of the first slate that either policy shows him. As in ``trainer.canary``, who
+    comes to the canary when it grows counts for the reference no more.
     """
     settings = settings or CanarySettings(step_s=0)
     draw = np.random.default_rng(seed)
@@ -44,22 +46,26 @@ def course(
     place = draw.random(users)
     canary = Canary("v2", settings.steps[0], START, START, 2)
     met = {side: np.zeros(users, dtype=bool) for side in (True, False)}
-    values = {side: np.empty(0) for side in (True, False)}
+    known = np.empty(0, dtype=np.int64)
+    liked, by_canary = np.empty(0), np.empty(0, dtype=bool)
     steps = 0
     for look in range(looks):
-        visitors = np.unique(draw.integers(0, users, visits))
-        for side, factor in ((True, 1 + effect), (False, 1.0)):
-            came = visitors[(place[visitors] < canary.share) == side]
-            new = draw.permutation(came[~met[side][came]])
-            met[side][new] = True
-            liked = draw.binomial(settings.judged, np.minimum(1.0, taste[new] * factor)) / settings.judged
-            values[side] = np.append(values[side], liked)
+        visitors = draw.permutation(np.unique(draw.integers(0, users, visits)))
+        served = place[visitors] < canary.share
+        new = ~np.where(served, met[True][visitors], met[False][visitors])
+        came, side = visitors[new], served[new]
+        met[True][came[side]] = True
+        met[False][came[~side]] = True
+        chance = np.minimum(1.0, taste[came] * np.where(side, 1 + effect, 1.0))
+        known, by_canary = np.append(known, came), np.append(by_canary, side)
+        liked = np.append(liked, draw.binomial(settings.judged, chance) / settings.judged)
+        counts = by_canary == (place[known] < canary.share)
         now = START + timedelta(hours=look + 1)
-        compared = Compared(values[True], values[False])
-        decision = judge(canary, compared, settings, now)
+        decision = judge(canary, Compared(liked[counts], by_canary[counts]), settings, now)
+        share = float(met[True].mean())
         if decision.action in ("withdraw", "promote"):
-            return Course(decision.action, float(met[True].mean()), steps)
+            return Course(decision.action, share, steps, look + 1)
         if decision.action == "grow":
             steps += 1
             canary = replace(canary, share=decision.share, step_at=now)
-    return Course("wait", float(met[True].mean()), steps)
+    return Course("wait", float(met[True].mean()), steps, looks)
