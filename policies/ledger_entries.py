@@ -27,6 +27,22 @@ class Canary:
     seq: int
     """Of the entry that began it: tells two canaries of one version apart."""
 
+    @property
+    def words(self) -> str:
+        """Share and times, for people."""
+        began, step = (f"{at:%Y-%m-%d %H:%M} UTC" for at in (self.began_at, self.step_at))
+        since = f"since {began}" if began == step else f"since {step}, began {began}"
+        return f"{self.share:.4g} of users {since}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "version": self.version,
+            "share": self.share,
+            "began_at": self.began_at.isoformat(),
+            "step_at": self.step_at.isoformat(),
+        }
+
 
 @dataclass(frozen=True)
 class LedgerEntry:

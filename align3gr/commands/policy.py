@@ -22,11 +22,16 @@ WhyOption = typer.Option("by hand", "--why", help="Reason, kept in the ledger.")
 
 @policy.command("list")
 def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
-    """List registered policies, the reference marked."""
+    """List registered policies, the reference and the canary marked."""
     registry, ledger = _rooms(context)
-    reference, anchor = ledger.reference(), ledger.anchor()
+    reference, anchor, on_trial = ledger.reference(), ledger.anchor(), ledger.canary()
     rows = [
-        {**found.as_dict(), "reference": found.version == reference, "anchor": found.version == anchor}
+        {
+            **found.as_dict(),
+            "reference": found.version == reference,
+            "anchor": found.version == anchor,
+            "canary": on_trial is not None and found.version == on_trial.version,
+        }
         for found in registry.list()
     ]
 
@@ -36,13 +41,21 @@ def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
         head = f"{'':2}{'version':<9}{'kind':<9}{'parent':<9}{'round':<26}{'created':<27}"
         lines = [head.rstrip()]
         for row in rows:
-            mark = "*" if row["reference"] else "a" if row["anchor"] else ""
+            mark = "*" if row["reference"] else "c" if row["canary"] else "a" if row["anchor"] else ""
             cells = (row["parent"] or "-", row["round_id"] or "-", row["created_at"] or "-")
             line = f"{mark:<2}{row['version']:<9}{row['kind']:<9}{cells[0]:<9}{cells[1]:<26}{cells[2]:<27}"
             lines.append(line.rstrip())
-        return "\n".join([*lines, "* reference, a anchor"])
+        lines.append("* reference, a anchor" + (f", c canary: {on_trial.words}" if on_trial else ""))
+        return "\n".join(lines)
 
-    emit({"reference": reference, "anchor": anchor, "held": ledger.held(), "policies": rows}, as_json, text)
+    facts = {
+        "reference": reference,
+        "anchor": anchor,
+        "canary": on_trial.as_dict() if on_trial else None,
+        "held": ledger.held(),
+        "policies": rows,
+    }
+    emit(facts, as_json, text)
 
 
 @policy.command("show")

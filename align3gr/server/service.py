@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from features.errors import FeaturesError, ProductError
 from features.interactions import Interaction, Kind
@@ -21,7 +21,7 @@ from features.online.contexts import UserFeatures
 from features.requests import sign_request
 
 from .batching import Batcher, Overloaded
-from .canary import CanaryWatch
+from .canary import CanaryWatch, Outcome
 from .eligible import EligibleItems
 from .events import EventRecorder
 from .metrics import ServerMetrics
@@ -171,9 +171,13 @@ class Recommender:
         except CanaryGone:
             return await self._batcher.submit(ask)
         except Exception as error:  # noqa: BLE001 - however the canary fails, its users get their answer
+            again = time.perf_counter()
             slate = await self._batcher.submit(ask)  # what fails here, too, is not the canary's fault
-            outcome: Literal["late", "failed"] = "late" if isinstance(error, Overloaded) else "failed"
-            self._watch.failed(trial.canary, outcome, " ".join(str(error).split())[:200])
+            ended = time.perf_counter()
+            self._watch.reference_answered(ended - again)
+            outcome: Outcome = "late" if isinstance(error, Overloaded) else "failed"
+            cause = " ".join(str(error).split())[:200]
+            self._watch.failed(trial.canary, outcome, ended - started, cause)
             return slate
         self._watch.answered(trial.canary, time.perf_counter() - started)
         return slate

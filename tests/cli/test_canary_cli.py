@@ -53,6 +53,22 @@ def test_a_rollback_takes_the_canary_back_and_leaves_the_reference(
     assert (facts["action"], facts["to"], facts["reference"]) == ("withdraw", "v2", "v1")
 
 
+def test_list_and_status_show_a_running_canary(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "policy", "list", "--json")
+    assert json.loads(out)["canary"] is None
+    call(capsys, "policy", "canary", "v2")
+    canary = PromotionLedger(home / "ledger").canary()
+    assert canary is not None
+    since = f"0.05 of users since {canary.began_at:%Y-%m-%d %H:%M} UTC"
+    _, out, _ = call(capsys, "policy", "list")
+    assert [line[:4] for line in out.splitlines() if line[0] in "*c"] == ["* v1", "c v2", "* re"]
+    assert out.endswith(f"c canary: {since}\n")
+    _, out, _ = call(capsys, "policy", "list", "--json")
+    assert json.loads(out)["canary"]["share"] == 0.05
+    _, out, _ = call(capsys, "status")
+    assert f"canary     v2, {since}\n" in out
+
+
 def test_impossible_canaries_are_refused_in_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(capsys, "policy", "canary", "v2")
     for arguments, cause in [
