@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "canary.json")
     wanted = parser.parse_args()
-    started = time.perf_counter()
+    started, measured = time.perf_counter(), commit()
     parts: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
         "answers": (
             f"answers_{wanted.how}_{wanted.share:g}_busy_{wanted.busy}",
@@ -251,7 +251,7 @@ def main() -> None:
     held = json.loads(wanted.out.read_text(encoding="utf-8")) if wanted.out.exists() else {}
     held[key] = {
         "command": "python benchmarks/canary.py " + " ".join(sys.argv[1:]),
-        "commit": commit(),
+        "commit": measured,
         "device": "2 shared CPU cores",
         "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - started, 1),

@@ -53,7 +53,11 @@ def test_a_rollback_takes_the_canary_back_and_leaves_the_reference(
     assert (facts["action"], facts["to"], facts["reference"]) == ("withdraw", "v2", "v1")
 
 
-def test_list_and_status_show_a_running_canary(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_status_show_a_running_canary(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALIGN3GR_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:9")
+    monkeypatch.setenv("ALIGN3GR_KAFKA__CONNECT_TIMEOUT_S", "0.2")
     _, out, _ = call(capsys, "policy", "list", "--json")
     assert json.loads(out)["canary"] is None
     call(capsys, "policy", "canary", "v2")
