@@ -76,7 +76,10 @@ def follow(workplace: Workplace) -> CanaryLook | None:
 def compared_users(
     workplace: Workplace, canary: Canary, reference: str, settings: CanarySettings
 ) -> Compared:
-    """The users of each, in the order they were known; one who changed sides counts for the canary only."""
+    """The users of each, in the order in which they became known.
+
+    One who changed sides when the canary grew counts for the canary only: by hash, whatever they made of it.
+    """
     try:
         snapshot = workplace.log().snapshot()
     except LogMissing:
