@@ -78,20 +78,21 @@ class CanarySettings(BaseModel):
     look_s: Annotated[float, Field(gt=0.0)] = 60.0
     """Pause between two looks of the scheduler (s)."""
     failures: Annotated[int, Field(ge=1)] = 3
-    """Answers for which a server withdraws the canary at once: failed ones among its last ``window`` and late
-    ones among its last ``latency_answers``."""
+    """Failed answers among the canary's last ``window`` for which a server withdraws it at once."""
     window: Annotated[int, Field(ge=1)] = 200
-    """The canary's answers among which failures are counted."""
-    deadline_s: Annotated[float, Field(gt=0.0)] = 2.0
+    """Answers of the canary among which failures are counted."""
+    deadline_s: Annotated[float, Field(gt=0.0)] = 1.0
     """Time (s) after which the reference answers in the canary's place, and the answer counts as late."""
+    late: Annotated[int, Field(ge=1)] = 4
+    """Late answers among the canary's last ``latency_answers`` for which a server withdraws it at once."""
     latency_factor: Annotated[float, Field(ge=1.0)] | None = 2.5
     """An answer of the canary is slow when it took more than so many times what the reference took at the
     same time; none: not looked at."""
     latency_floor_s: Annotated[float, Field(ge=0.0)] = 0.1
     """An answer that is faster than this is not slow, whatever the reference took (s)."""
-    latency_answers: Annotated[int, Field(ge=1)] = 20
+    latency_answers: Annotated[int, Field(ge=1)] = 10
     """The canary's answers that are looked at: the last so many."""
-    latency_slow: Annotated[int, Field(ge=1)] = 15
+    latency_slow: Annotated[int, Field(ge=1)] = 8
     """Slow ones among them for which a server withdraws the canary at once."""
 
     @field_validator("steps")
@@ -106,7 +107,7 @@ class CanarySettings(BaseModel):
         for few, many in (
             ("latency_slow", "latency_answers"),
             ("failures", "window"),
-            ("failures", "latency_answers"),
+            ("late", "latency_answers"),
         ):
             if getattr(self, few) > getattr(self, many):
                 raise ValueError(f"{few} cannot be more than {many}: the canary would never be withdrawn")

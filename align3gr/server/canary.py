@@ -72,7 +72,7 @@ class CanaryWatch:
         lately = list(self._troubles)[-settings.latency_answers :]
         failures = [one for one in self._troubles if one is not None and one[0] == "failed"]
         late = [one for one in lately if one is not None and one[0] == "late"]
-        if len(failures) + len(late) >= settings.failures:
+        if len(failures) >= settings.failures or len(late) >= settings.late:
             self._refuse(
                 canary,
                 f"{len(failures)} of its last {len(self._troubles)} answers failed, "

@@ -25,14 +25,14 @@ def test_a_healthy_canary_is_left_alone(home: Path) -> None:
     with serving(home, "healthy") as server:
         found = trial(PromotionLedger(home / "ledger"), server, SHARE, seconds=10.0)
     assert (found["withdrawn_after_s"], found["failed"]) == (None, 0)
-    assert found["v2_answers"] >= 20  # the bound on slow answers has had its say
+    assert found["v2_answers"] >= 10  # the bound on slow answers has had its say
 
 
 @pytest.mark.parametrize(
     ("how", "causes"),
     [
         # Where many wait for the second that one batch sleeps, their answers are late before they are slow.
-        ("sleeps", ("answers were slow", "no answer within 2 s")),
+        ("sleeps", ("answers were slow", "no answer within 1 s")),
         ("fails", ("were late: weights of nan",)),
     ],
 )
