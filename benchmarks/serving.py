@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -128,14 +129,16 @@ def main() -> None:
 class Server:
     """``align3gr serve`` in a process of its own, on a port that is free."""
 
-    def __init__(self, home: Path, settings: dict[str, str]) -> None:
+    def __init__(self, home: Path, settings: dict[str, str], command: Sequence[str] | None = None) -> None:
+        """``command``: what to run in place of ``align3gr``."""
+        self._command = command or align3gr()
         self._environment = environment(home, settings)
         self._process: subprocess.Popen[str] | None = None
         self.port = 0
 
     def __enter__(self) -> "Server":
         self._process = subprocess.Popen(
-            [*align3gr(), "serve", "--port", "0", "--json"],
+            [*self._command, "serve", "--port", "0", "--json"],
             env=self._environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -164,6 +167,12 @@ class Server:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
     def text(self, path: str) -> str:
         """Body of a GET."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -191,7 +200,7 @@ def drive(
     def client() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         while (number := next(numbers)) < requests:
-            responses.append(_ask(connection, user.format(number % USERS)))
+            responses.append(ask(connection, user.format(number % USERS)))
         connection.close()
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
@@ -285,7 +294,8 @@ def metric(exposition: str, name: str) -> float:
     return 0.0
 
 
-def _ask(connection: http.client.HTTPConnection, user: str) -> Response:
+def ask(connection: http.client.HTTPConnection, user: str) -> Response:
+    """One request for ``user``; one that fails in any way has no version."""
     started = time.perf_counter()
     version, items = None, 0
     try:

@@ -4,6 +4,8 @@ One idea: an entry is a numbered JSON file that is complete before it has its na
 temporary file, synced, and hard-linked to the next number; the link fails when somebody else took that
 number, so every move is compare-and-set and names the version it expects to replace. MLflow's alias only
 mirrors this. Readers skip what is no entry (temporary files, a file torn by a dying disk) and say so.
+A canary is entries, too: ``canary`` gives a version a share of users, or a larger one; ``promote`` of that
+version ends it well, ``withdraw`` badly, and so does whatever else moves the reference.
 """
 
 import json
@@ -11,19 +13,30 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
 from features.errors import BadInput
 
 from .errors import PoliciesError
+from .ledger_entries import Action, Canary, LedgerEntry, read_entry
 
 log = logging.getLogger(__name__)
 
-Action = Literal["promote", "rollback", "hold", "resume", "anchor"]
-_ACTIONS = ("promote", "rollback", "hold", "resume", "anchor")
+__all__ = [
+    "BadShare",
+    "Canary",
+    "CanaryUnderWay",
+    "LedgerConflict",
+    "LedgerEntry",
+    "NoCanary",
+    "NothingToRollBack",
+    "PromotionHeld",
+    "PromotionLedger",
+    "utc_now",
+]
+
 _NAME_DIGITS = 8
 
 
@@ -39,31 +52,16 @@ class NothingToRollBack(PoliciesError, BadInput):  # noqa: N818
     """No earlier reference exists."""
 
 
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One move. ``source``, ``target``: the reference before and after it (``from`` and ``to`` on disk)."""
+class BadShare(PoliciesError, BadInput):  # noqa: N818
+    """A canary's share of users that is not between 0 and 1, or does not grow."""
 
-    seq: int
-    at: datetime
-    who: str
-    action: Action
-    source: str | None
-    target: str | None
-    expects: str | None
-    why: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON object of the entry's file."""
-        return {
-            "seq": self.seq,
-            "at": self.at.isoformat(),
-            "who": self.who,
-            "action": self.action,
-            "from": self.source,
-            "to": self.target,
-            "expects": self.expects,
-            "why": self.why,
-        }
+class CanaryUnderWay(LedgerConflict, BadInput):
+    """Another policy is the canary: one at a time."""
+
+
+class NoCanary(LedgerConflict, BadInput):
+    """The policy is not, or no longer, the canary."""
 
 
 def utc_now() -> datetime:
@@ -97,6 +95,10 @@ class PromotionLedger:
         """Whether automatic promotion is held."""
         return _State.of(self.history()).held
 
+    def canary(self) -> Canary | None:
+        """The policy that takes a share of users now."""
+        return _State.of(self.history()).canary
+
     def reference_at(self, time: datetime) -> str | None:
         """The reference that was in force at ``time``."""
         return _State.of(entry for entry in self.history() if entry.at <= time).reference
@@ -105,7 +107,7 @@ class PromotionLedger:
         """All entries, oldest first."""
         entries: list[LedgerEntry] = []
         for _, path in self._numbered():
-            entry = _read(path)
+            entry = read_entry(path)
             if entry is not None:
                 entries.append(entry)
         return entries
@@ -115,8 +117,9 @@ class PromotionLedger:
     ) -> LedgerEntry:
         """Make ``version`` the reference in place of ``expects`` (None: there must be none yet).
 
-        Raises LedgerConflict when the reference is another one or already ``version``, PromotionHeld when
-        ``automatic`` and promotion is held. A person may promote while it is held; the hold stays.
+        Raises LedgerConflict when the reference is another one or already ``version``, or another policy is
+        the canary, PromotionHeld when ``automatic`` and promotion is held. A person may promote while it is
+        held; the hold stays.
         """
 
         def move(state: "_State") -> tuple[str | None, str | None]:
@@ -125,16 +128,66 @@ class PromotionLedger:
                     f"{version} was to replace {expects or 'nothing'}, but the reference is "
                     f"{state.reference or 'none'}: look at `align3gr policy history` and decide again"
                 )
-            if version == state.reference:
-                raise LedgerConflict(f"{version} is already the reference: nothing to promote")
-            if automatic and state.held:
-                raise PromotionHeld(
-                    f"automatic promotion is held, {version} stays a candidate: `align3gr policy resume` "
-                    "or `align3gr policy promote`"
-                )
+            _may_be_introduced(version, state, automatic=automatic)
             return version, expects
 
         return self._append("promote", move, who, why)
+
+    def start_canary(
+        self, version: str, share: float, *, expects: str | None, who: str, why: str, automatic: bool = False
+    ) -> LedgerEntry:
+        """Give ``version`` a ``share`` of users beside the reference, which must be ``expects``.
+
+        Raises BadShare, CanaryUnderWay (also for the same version), and what ``promote`` raises.
+        """
+        _require_share(share)
+
+        def move(state: "_State") -> tuple[str | None, str | None]:
+            if expects is None:
+                raise LedgerConflict(
+                    f"{version} needs a reference beside it to be a canary: promote one first"
+                )
+            if state.reference != expects:
+                raise LedgerConflict(
+                    f"{version} was to stand beside {expects}, but the reference is "
+                    f"{state.reference or 'none'}: look at `align3gr policy history` and decide again"
+                )
+            if state.canary is not None:
+                raise CanaryUnderWay(_under_way(state.canary))
+            _may_be_introduced(version, state, automatic=automatic)
+            return version, expects
+
+        return self._append("canary", move, who, why, share=share)
+
+    def grow_canary(self, canary: Canary, share: float, *, who: str, why: str) -> LedgerEntry:
+        """Give ``canary``, as it was read, a larger share.
+
+        Raises BadShare, and NoCanary when it has ended or grown in between.
+        """
+        _require_share(share)
+        if share <= canary.share:
+            raise BadShare(f"{canary.version} has {canary.share:.4g} of users: a canary's share only grows")
+
+        def move(state: "_State") -> tuple[str | None, str | None]:
+            if state.canary != canary:
+                raise NoCanary(f"the canary {canary.version} has moved on: see `align3gr policy history`")
+            return canary.version, state.reference
+
+        return self._append("canary", move, who, why, share=share)
+
+    def withdraw(self, version: str, *, who: str, why: str) -> LedgerEntry:
+        """End the canary ``version``; the reference stays, automatic promotion is held as after a rollback.
+
+        Raises NoCanary when ``version`` is not the canary: somebody ended it first.
+        """
+
+        def move(state: "_State") -> tuple[str | None, str | None]:
+            if state.canary is None or state.canary.version != version:
+                now = f"{state.canary.version} is" if state.canary else "there is none"
+                raise NoCanary(f"{version} is not the canary ({now}): nothing to withdraw")
+            return version, state.reference
+
+        return self._append("withdraw", move, who, why)
 
     def rollback(self, *, who: str, why: str, to: str | None = None) -> LedgerEntry:
         """Go back to the reference before the current one, or to ``to``; holds automatic promotion.
@@ -172,16 +225,17 @@ class PromotionLedger:
         move: Callable[["_State"], tuple[str | None, str | None]],
         who: str,
         why: str,
+        share: float | None = None,
     ) -> LedgerEntry:
         """Decide on the state as read, take the next number; when it is gone, read and decide again."""
         self.directory.mkdir(parents=True, exist_ok=True)
         while True:
             numbered = self._numbered()
-            entries = [entry for _, path in numbered if (entry := _read(path)) is not None]
+            entries = [entry for _, path in numbered if (entry := read_entry(path)) is not None]
             state = _State.of(entries)
             target, expects = move(state)
             seq = (numbered[-1][0] if numbered else 0) + 1
-            entry = LedgerEntry(seq, self._clock(), who, action, state.reference, target, expects, why)
+            entry = LedgerEntry(seq, self._clock(), who, action, state.reference, target, expects, why, share)
             if self._publish(entry):
                 log.info(
                     "ledger seq=%d action=%s from=%s to=%s who=%s", seq, action, entry.source, target, who
@@ -224,6 +278,7 @@ class _State:
     reference: str | None = None
     anchor: str | None = None
     held: bool = False
+    canary: Canary | None = None
 
     def __post_init__(self) -> None:
         self._line: list[str] = []
@@ -248,6 +303,10 @@ class _State:
             self.held = False
         elif entry.action == "anchor":
             self.anchor = entry.target
+        elif entry.action == "withdraw":
+            self.held, self.canary = True, None
+        elif entry.action == "canary":
+            self._take_canary(entry)
         elif entry.target is not None:
             if entry.action == "rollback":
                 self.held = True
@@ -257,32 +316,46 @@ class _State:
                         pass
             self._line.append(entry.target)
             self.known.add(entry.target)
-            self.reference = entry.target
+            self.reference, self.canary = entry.target, None
             self.anchor = self.anchor or entry.target
 
+    def _take_canary(self, entry: LedgerEntry) -> None:
+        """A first share, or a larger one of the same canary."""
+        assert entry.target is not None  # `read_entry` refuses a canary without a version or a share
+        assert entry.share is not None
+        before = self.canary
+        if before is not None and before.version == entry.target:
+            self.canary = replace(before, share=entry.share, step_at=entry.at)
+        else:
+            self.canary = Canary(entry.target, entry.share, entry.at, entry.at, entry.seq)
 
-def _read(path: Path) -> LedgerEntry | None:
-    """The entry in ``path``; None (and a warning) when the file holds no whole entry."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["action"] not in _ACTIONS:
-            raise ValueError(f"unknown action {raw['action']}")
-        at = datetime.fromisoformat(raw["at"])
-        if at.tzinfo is None:
-            raise ValueError("at has no time zone")
-        return LedgerEntry(
-            seq=int(raw["seq"]),
-            at=at,
-            who=str(raw["who"]),
-            action=raw["action"],
-            source=raw["from"],
-            target=raw["to"],
-            expects=raw["expects"],
-            why=str(raw["why"]),
+
+def _may_be_introduced(version: str, state: _State, *, automatic: bool) -> None:
+    """Raises when ``version`` must not come before users now."""
+    if version == state.reference:
+        raise LedgerConflict(f"{version} is already the reference: nothing to promote")
+    if state.canary is not None and state.canary.version != version:
+        raise CanaryUnderWay(_under_way(state.canary))
+    if automatic and state.held:
+        raise PromotionHeld(
+            f"automatic promotion is held, {version} stays a candidate: `align3gr policy resume` "
+            "or `align3gr policy promote`"
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("ledger unreadable entry path=%s cause=%s", path, " ".join(str(error).split()))
-        return None
+
+
+def _under_way(canary: Canary) -> str:
+    return (
+        f"{canary.version} is the canary and has {canary.share:.4g} of users: wait for it, or end it with "
+        f"`align3gr policy withdraw {canary.version}`"
+    )
+
+
+def _require_share(share: float) -> None:
+    if not 0.0 < share < 1.0:
+        raise BadShare(
+            f"a canary's share of users is above 0 and below 1, not {share:g}; all of them: "
+            "`align3gr policy promote`"
+        )
 
 
 def _sync_directory(directory: Path) -> None:

@@ -4,9 +4,11 @@ from .workplace import Workplace
 
 
 def live_policies(workplace: Workplace) -> list[str]:
-    """The reference, the one a rollback goes back to, and the anchor; those that are registered here."""
+    """The reference, the one a rollback goes back to, the anchor and the canary; those registered here."""
     ledger = workplace.ledger
-    named = (ledger.reference(), ledger.previous(), ledger.anchor())
+    canary = ledger.canary()
+    on_trial = canary.version if canary is not None else None
+    named = (ledger.reference(), ledger.previous(), ledger.anchor(), on_trial)
     known = set(workplace.registry.versions())
     return [version for version in dict.fromkeys(named) if version is not None and version in known]
 

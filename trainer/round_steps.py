@@ -253,7 +253,7 @@ class RoundSteps:
         return {"version": version}
 
     def _ledger(self) -> dict[str, Any]:
-        """Promote the candidate, when the gate passed it, nobody moved the reference and nothing is held."""
+        """Promote the candidate, or make it the canary: when the gate passed it and nobody objects."""
         version, gate = self.state.steps["register"]["version"], self.state.steps["gate"]
         if gate["outcome"] != "promote":
             return {"outcome": {"hold": "held", "refuse": "refused"}[gate["outcome"]], "why": gate["why"]}
@@ -264,12 +264,18 @@ class RoundSteps:
             }
         ledger, who = self.workplace.ledger, f"round {self.state.round_id}"
         moved = any(entry.who == who and entry.target == version for entry in ledger.history())
+        canary, parent, why = self.workplace.policies.promotion.canary, self.state.parent, gate["why"]
         try:
-            if not moved:
-                ledger.promote(version, expects=self.state.parent, who=who, why=gate["why"], automatic=True)
+            if moved:
+                pass
+            elif canary is not None:
+                share = canary.steps[0]
+                ledger.start_canary(version, share, expects=parent, who=who, why=why, automatic=True)
+            else:
+                ledger.promote(version, expects=parent, who=who, why=why, automatic=True)
         except (LedgerConflict, PromotionHeld) as error:
             return {"outcome": "registered", "why": str(error)}
-        return {"outcome": "promoted", "why": gate["why"]}
+        return {"outcome": "promoted" if canary is None else "canary", "why": why}
 
     def _end(self) -> RoundState:
         facts, at = self.state.steps["ledger"], self.workplace.clock()

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_INTERVAL_S = 6 * 3600.0
 _RETRY_JOB = "refresh-retry"
+_CANARY_JOB = "canary"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Surroundings:
     upkeep: Callable[[], object]
     """Compact and vacuum the store once."""
     clock: Callable[[], datetime]
+    canary: Callable[[], object] | None = None
+    """Look at the canary once and act on it; none: this scheduler does not."""
 
 
 class Scheduler:
@@ -58,22 +61,28 @@ class Scheduler:
         self._lease = Lease(rounds.directory)
         self._jobs: Any = None
 
-    def attach(self, jobs: Any, *, upkeep_every_s: float) -> None:
+    def attach(self, jobs: Any, *, upkeep_every_s: float, canary_every_s: float = 60.0) -> None:
         """Put the refresh and the upkeep on ``jobs``, an APScheduler scheduler that is not started yet.
 
         Missed runs coalesce into one however late (``misfire_grace_time=None``: the default of one second
-        would drop them); one worker runs both jobs, so upkeep stands between rounds.
+        would drop them); one worker runs both jobs, so upkeep stands between rounds. The canary has
+        a worker of its own: it is not left alone for the hours that a round may take.
         """
         from apscheduler.executors.pool import ThreadPoolExecutor
         from apscheduler.triggers.interval import IntervalTrigger
 
         rules = {"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         jobs.configure(
-            executors={"default": ThreadPoolExecutor(max_workers=1)}, job_defaults=rules, timezone=UTC
+            executors={name: ThreadPoolExecutor(max_workers=1) for name in ("default", _CANARY_JOB)},
+            job_defaults=rules,
+            timezone=UTC,
         )
         self._jobs = jobs
         jobs.add_job(self._refresh_job, self.trigger(), id="refresh", next_run_time=self.first_run())
         jobs.add_job(self._upkeep_job, IntervalTrigger(seconds=upkeep_every_s, timezone=UTC), id="upkeep")
+        if self.surroundings.canary is not None:
+            every = IntervalTrigger(seconds=canary_every_s, timezone=UTC)
+            jobs.add_job(self._canary_job, every, id=_CANARY_JOB, executor=_CANARY_JOB)
 
     def trigger(self) -> Any:
         """The timetable as an APScheduler trigger, in UTC."""
@@ -162,6 +171,14 @@ class Scheduler:
         else:
             if tidied:
                 log.info("rounds tidied rounds=%s", ",".join(tidied))
+
+    def _canary_job(self) -> None:
+        """A job's edge: the next look makes up for one that failed."""
+        if self.surroundings.canary is not None:
+            try:
+                self.surroundings.canary()
+            except Exception:
+                log.exception("canary look failed")
 
     def _last_start(self) -> datetime | None:
         last = self.rounds.last()

@@ -1,4 +1,4 @@
-"""Commands: policy list, show, why, promote, rollback, resume, history, export, mirror."""
+"""Commands: policy list, show, why, promote, canary, withdraw, rollback, resume, history, export, mirror."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ import typer
 from align3gr.console import JsonOption, emit, say, settings_of
 
 if TYPE_CHECKING:
+    from align3gr.settings import Settings
     from policies.ledger import LedgerEntry, PromotionLedger
     from policies.registry import Registry
 
@@ -21,11 +22,16 @@ WhyOption = typer.Option("by hand", "--why", help="Reason, kept in the ledger.")
 
 @policy.command("list")
 def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
-    """List registered policies, the reference marked."""
+    """List registered policies, the reference and the canary marked."""
     registry, ledger = _rooms(context)
-    reference, anchor = ledger.reference(), ledger.anchor()
+    reference, anchor, on_trial = ledger.reference(), ledger.anchor(), ledger.canary()
     rows = [
-        {**found.as_dict(), "reference": found.version == reference, "anchor": found.version == anchor}
+        {
+            **found.as_dict(),
+            "reference": found.version == reference,
+            "anchor": found.version == anchor,
+            "canary": on_trial is not None and found.version == on_trial.version,
+        }
         for found in registry.list()
     ]
 
@@ -35,13 +41,21 @@ def list_policies(context: typer.Context, as_json: bool = JsonOption) -> None:
         head = f"{'':2}{'version':<9}{'kind':<9}{'parent':<9}{'round':<26}{'created':<27}"
         lines = [head.rstrip()]
         for row in rows:
-            mark = "*" if row["reference"] else "a" if row["anchor"] else ""
+            mark = "*" if row["reference"] else "c" if row["canary"] else "a" if row["anchor"] else ""
             cells = (row["parent"] or "-", row["round_id"] or "-", row["created_at"] or "-")
             line = f"{mark:<2}{row['version']:<9}{row['kind']:<9}{cells[0]:<9}{cells[1]:<26}{cells[2]:<27}"
             lines.append(line.rstrip())
-        return "\n".join([*lines, "* reference, a anchor"])
+        lines.append("* reference, a anchor" + (f", c canary: {on_trial.words}" if on_trial else ""))
+        return "\n".join(lines)
 
-    emit({"reference": reference, "anchor": anchor, "held": ledger.held(), "policies": rows}, as_json, text)
+    facts = {
+        "reference": reference,
+        "anchor": anchor,
+        "canary": on_trial.as_dict() if on_trial else None,
+        "held": ledger.held(),
+        "policies": rows,
+    }
+    emit(facts, as_json, text)
 
 
 @policy.command("show")
@@ -149,6 +163,55 @@ def promote(
     _tell(entry, as_json)
 
 
+@policy.command("canary")
+def canary(
+    context: typer.Context,
+    version: str | None = typer.Argument(None, help="Left out: say how the canary does, and change nothing."),
+    share: float | None = typer.Option(
+        None, "--share", help="Of users, above 0 and below 1 (default: the first of promotion.canary.steps)."
+    ),
+    who: str | None = WhoOption,
+    why: str = WhyOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """Give VERSION a share of users beside the reference; the scheduler grows or withdraws it."""
+    from policies.settings import CanarySettings
+
+    settings = settings_of(context)
+    registry, ledger = _rooms(context)
+    if version is None:
+        _look(settings, as_json)
+        return
+    steps = (settings.policies.promotion.canary or CanarySettings()).steps
+    path = registry.path(version)
+    from policies.policy import Policy
+
+    Policy.load(path)
+    entry = ledger.start_canary(
+        version,
+        steps[0] if share is None else share,
+        expects=ledger.reference(),
+        who=who or _user(),
+        why=why,
+    )
+    _tell(entry, as_json)
+
+
+@policy.command("withdraw")
+def withdraw(
+    context: typer.Context,
+    version: str,
+    who: str | None = WhoOption,
+    why: str = WhyOption,
+    as_json: bool = JsonOption,
+) -> None:
+    """End the canary VERSION: the reference serves everybody; automatic promotion is held as by rollback."""
+    _, ledger = _rooms(context)
+    _tell(ledger.withdraw(version, who=who or _user(), why=why), as_json)
+    if not as_json:
+        say("automatic promotion is held until `align3gr policy resume`")
+
+
 @policy.command("rollback")
 def rollback(
     context: typer.Context,
@@ -157,11 +220,18 @@ def rollback(
     why: str = WhyOption,
     as_json: bool = JsonOption,
 ) -> None:
-    """Go back to an earlier reference; automatic promotion is held until `policy resume`."""
+    """Go back to an earlier reference; automatic promotion is held until `policy resume`.
+
+    While there is a canary it is what is taken back, unless --to names an earlier reference.
+    """
     registry, ledger = _rooms(context)
-    if to is not None:
-        registry.path(to)
-    entry = ledger.rollback(who=who or _user(), why=why, to=to)
+    on_trial = ledger.canary()
+    if to is None and on_trial is not None:
+        entry = ledger.withdraw(on_trial.version, who=who or _user(), why=why)
+    else:
+        if to is not None:
+            registry.path(to)
+        entry = ledger.rollback(who=who or _user(), why=why, to=to)
     _tell(entry, as_json)
     if not as_json:
         say("automatic promotion is held until `align3gr policy resume`")
@@ -241,6 +311,23 @@ def mirror(context: typer.Context, as_json: bool = JsonOption) -> None:
         raise typer.Exit(1)
 
 
+def _look(settings: "Settings", as_json: bool) -> None:
+    from trainer.canary import look
+    from trainer.workplace import Workplace
+
+    found = look(Workplace(settings.home, settings.features, settings.policies, settings.trainer))
+    if found is None:
+        emit({"canary": None}, as_json, lambda: "there is no canary")
+        return
+    decided = found.decision
+
+    def text() -> str:
+        who = f"{found.version} beside {found.reference}, {found.share:.4g} of users"
+        return f"{who}: {decided.action}, {decided.why}"
+
+    emit({"canary": found.as_dict()}, as_json, text)
+
+
 def _rooms(context: typer.Context) -> "tuple[Registry, PromotionLedger]":
     from policies.ledger import PromotionLedger
     from policies.registry import Registry
@@ -263,7 +350,8 @@ def _user() -> str:
 
 def _tell(entry: "LedgerEntry", as_json: bool) -> None:
     move = entry.as_dict()
-    emit({**move, "reference": entry.target}, as_json, lambda: _sentence(move))
+    reference = entry.source if entry.action in ("canary", "withdraw") else entry.target
+    emit({**move, "reference": reference}, as_json, lambda: _sentence(move))
 
 
 def _sentence(move: dict[str, Any]) -> str:
@@ -273,6 +361,8 @@ def _sentence(move: dict[str, Any]) -> str:
         "hold": "held automatic promotion",
         "resume": "resumed automatic promotion",
         "anchor": f"fixed {move['to']} as the anchor",
+        "canary": f"gave {move['to']} {move.get('share') or 0:.4g} of users beside {move['from']}",
+        "withdraw": f"withdrew the canary {move['to']}, {move['from']} serves everybody",
     }
     return f"{move['seq']:>4}  {move['at'][:19]}  {move['who']} {steps[move['action']]}: {move['why']}"
 

@@ -97,6 +97,7 @@ def scheduler(
     as_json: bool = JsonOption,
 ) -> int:
     """Run rounds by cron or interval when enough new feedback has landed; keep the store tidy in between."""
+    from policies.settings import CanarySettings
     from trainer.schedule import Scheduler
 
     settings = settings_of(context)
@@ -114,7 +115,8 @@ def scheduler(
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     jobs = BlockingScheduler()
-    planned.attach(jobs, upkeep_every_s=settings.features.upkeep.every_s)
+    canary = settings.policies.promotion.canary or CanarySettings()
+    planned.attach(jobs, upkeep_every_s=settings.features.upkeep.every_s, canary_every_s=canary.look_s)
 
     def stop(*_: object) -> None:
         child.stop()
@@ -139,6 +141,7 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
     from features.upkeep import keep_up
     from ingest.errors import IngestError
     from ingest.lag import lag
+    from trainer.canary import follow
     from trainer.schedule import Surroundings
 
     def feedback() -> int:
@@ -163,7 +166,12 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
         keep_up(log, settings.home / "datasets", settings.home / "upkeep.lock", settings.features.upkeep)
 
     return Surroundings(
-        feedback=feedback, lag=waiting, run_round=child.run, upkeep=upkeep, clock=workplace.clock
+        feedback=feedback,
+        lag=waiting,
+        run_round=child.run,
+        upkeep=upkeep,
+        clock=workplace.clock,
+        canary=lambda: follow(workplace),
     )
 
 

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def status(context: typer.Context, as_json: bool = JsonOption) -> None:
-    """Rows and levels in the log, lag behind Kafka, the reference policy, the last round.
+    """Rows and levels in the log, lag behind Kafka, the reference, a canary, the last round.
 
     Exits with 1, after saying what it knows, when Kafka cannot be asked: health checks lean on that.
     """
@@ -69,7 +69,12 @@ def _policies(settings: "Settings") -> dict[str, Any]:
     from policies.ledger import PromotionLedger
 
     ledger = PromotionLedger(settings.home / "ledger")
-    return {"reference": ledger.reference(), "held": ledger.held()}
+    canary = ledger.canary()
+    return {
+        "reference": ledger.reference(),
+        "held": ledger.held(),
+        "canary": {**canary.as_dict(), "words": canary.words} if canary is not None else None,
+    }
 
 
 def _last_round(settings: "Settings") -> dict[str, Any] | None:
@@ -104,6 +109,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"lag        {'unknown' if facts['lag'] is None else facts['lag']}",
         f"reference  {facts['reference'] or 'none: align3gr tokenize, then align3gr sft'}"
         + (" (automatic promotion is held: align3gr policy resume)" if facts["held"] else ""),
+        *([f"canary     {canary['version']}, {canary['words']}"] if (canary := facts["canary"]) else []),
         f"last round {last['round_id'] + ', ' + (last['outcome'] or last['status']) if last else 'none'}",
     ]
     return "\n".join(lines)

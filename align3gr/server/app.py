@@ -95,6 +95,8 @@ class Health(BaseModel):
     ready: bool
     policy_version: str | None
     reference: str | None
+    canary: Annotated[str | None, Field(description="Serves a share of users beside policy_version.")]
+    canary_share: float | None
     policy_error: str | None
     features_error: str | None
     catalogue_error: str | None
@@ -181,6 +183,8 @@ def create_app(
             ready=state.serving is not None,
             policy_version=state.serving,
             reference=state.reference,
+            canary=state.canary,
+            canary_share=state.canary_share,
             policy_error=state.error,
             features_error=service.features_error,
             catalogue_error=service.eligible.error,

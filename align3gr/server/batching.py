@@ -92,7 +92,8 @@ class Batcher(Generic[Ask, Answer]):
         except Exception as error:
             if len(asks) == 1:
                 return [error]
-            log.exception("decode=failed requests=%d again=one_by_one", len(asks))
+            if not isinstance(error, ProductError):  # one of ours says itself what is the matter
+                log.exception("decode=failed requests=%d again=one_by_one", len(asks))
         outcomes: list[Answer | Exception] = []
         for ask in asks:
             outcomes += self._answer([ask])

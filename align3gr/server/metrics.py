@@ -54,6 +54,15 @@ class ServerMetrics:
             "1 while the served policy is not the reference.",
             registry=self.registry,
         )
+        self.canary_share = Gauge(
+            "align3gr_canary_share", "Share of users that the canary serves; 0: none.", registry=self.registry
+        )
+        self.canary_answers = Counter(
+            "align3gr_canary_answers",
+            "Requests of the canary's users: answered, failed, late (these two the reference answered).",
+            ["outcome"],
+            registry=self.registry,
+        )
         self.swaps = Counter("align3gr_policy_swaps", "Policies swapped in.", registry=self.registry)
         self.swap_failures = Counter(
             "align3gr_policy_swap_failures", "References that could not be loaded.", registry=self.registry

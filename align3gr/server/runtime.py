@@ -75,6 +75,7 @@ class Runtime:
             server,
             request_key=settings.features.request_key_bytes,
             prepare=_torch_threads(server.threads),
+            canary=settings.policies.promotion.canary,
         )
 
     def start(self) -> "FastAPI":
@@ -152,6 +153,8 @@ def policy_swap(settings: Settings, metrics: ServerMetrics) -> "PolicySwap[Polic
         candidates=registry.versions,
         poll_seconds=settings.server.poll_seconds,
         warm=settings.server.warm_policies,
+        canary=ledger.canary,
+        withdraw=lambda version, why: ledger.withdraw(version, who=f"server {socket.gethostname()}", why=why),
         clock=time.monotonic,
     )
     return swap

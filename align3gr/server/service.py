@@ -1,6 +1,8 @@
 """What a recommendation goes through: who is the user, which policy, which items, and the record of it.
 
 A batch is decoded with one policy object from beginning to end, so every slate names the policy that made it.
+A canary's users are decoded in a lane of their own, against a deadline; where it fails or is late the
+reference answers, so that a bad canary costs its users time and never an answer.
 """
 
 import logging
@@ -9,7 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,15 +20,17 @@ from features.interactions import Interaction, Kind
 from features.online.contexts import UserFeatures
 from features.requests import sign_request
 
-from .batching import Batcher
+from .batching import Batcher, Overloaded
+from .canary import CanaryWatch, Outcome
 from .eligible import EligibleItems
 from .events import EventRecorder
 from .metrics import ServerMetrics
 from .settings import ServerSettings
-from .swap import PolicySwap
+from .swap import PolicySwap, Served, Trial
 
 if TYPE_CHECKING:
     from policies.policy import Eligible, Policy, Recommendation
+    from policies.settings import CanarySettings
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,10 @@ SOURCE = "align3gr-server"
 
 class NoPolicy(ProductError):  # noqa: N818 - reads as what it is
     """Nothing has been promoted yet, or nothing that was could be loaded."""
+
+
+class CanaryGone(ProductError):  # noqa: N818
+    """The canary that a request was meant for ended while it waited."""
 
 
 class Features(Protocol):
@@ -54,6 +62,8 @@ class Ask:
     user_id: str
     k: int
     sampled: bool
+    canary: int | None = None
+    """``seq`` of the canary that is to answer; none: the reference."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +96,14 @@ class Recommender:
         random_source: random.Random | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         prepare: Callable[[], None] = lambda: None,
+        canary: "CanarySettings | None" = None,
     ) -> None:
-        """``recorder`` None records nothing; ``prepare`` runs once in the decoding thread."""
+        """``recorder`` None records nothing; ``prepare`` runs once in each decoding thread; ``canary`` None
+        takes the defaults, for a canary that a person started.
+        """
+        from policies.settings import CanarySettings
+
+        canary = canary or CanarySettings()
         self.swap, self.features, self.eligible, self.recorder = swap, features, eligible, recorder
         self.metrics, self.settings = metrics, settings
         self._key, self._now = request_key, now
@@ -99,15 +115,25 @@ class Recommender:
             timeout_seconds=settings.request_timeout_seconds,
             prepare=prepare,
         )
-        self._eligible: tuple[Policy, frozenset[str] | None, Eligible] | None = None
+        self._canary_batcher: Batcher[Ask, Slate] = Batcher(
+            self._decode_canary,
+            size=settings.batch_size,
+            queue=settings.queue_size,
+            timeout_seconds=canary.deadline_s,
+            prepare=prepare,
+        )
+        self._watch = CanaryWatch(canary, swap.refuse, metrics)
+        self._eligible: dict[bool, tuple[Policy, frozenset[str] | None, Eligible]] = {}
         self.features_error: str | None = None
 
     def start(self) -> None:
         """Begin to answer; call it from the event loop."""
         self._batcher.start()
+        self._canary_batcher.start()
 
     async def stop(self) -> None:
         """Answer what is in work, refuse what waits."""
+        await self._canary_batcher.stop()
         await self._batcher.stop()
 
     async def recommend(self, user_id: str, k: int) -> Slate:
@@ -120,17 +146,58 @@ class Recommender:
         plain = uuid.UUID(int=self._random.getrandbits(128), version=4).hex
         request_id = sign_request(self._key, plain, user_id) if self._key else plain
         sampled = self._random.random() < self.settings.sample_share
-        slate = await self._batcher.submit(Ask(request_id, user_id, k, sampled))
+        slate = await self._answer(Ask(request_id, user_id, k, sampled))
         if self.recorder is not None:
             self.recorder.record(served_events(slate))
         self._count(slate)
         return slate
 
+    async def _answer(self, ask: Ask) -> Slate:
+        """From the canary where the user takes part; else, and where it does not answer, the reference."""
+        from policies.shares import takes_part
+
+        trial = self.swap.trial
+        if trial is None or not takes_part(ask.user_id, trial.canary):
+            started = time.perf_counter()
+            slate = await self._batcher.submit(ask)
+            self._watch.reference_answered(time.perf_counter() - started)
+            return slate
+        return await self._canary_answer(ask, trial)
+
+    async def _canary_answer(self, ask: Ask, trial: "Trial[Policy]") -> Slate:
+        started = time.perf_counter()
+        try:
+            slate = await self._canary_batcher.submit(replace(ask, canary=trial.canary.seq))
+        except CanaryGone:
+            return await self._batcher.submit(ask)
+        except Exception as error:  # noqa: BLE001 - however the canary fails, its users get their answer
+            again = time.perf_counter()
+            slate = await self._batcher.submit(ask)  # what fails here, too, is not the canary's fault
+            ended = time.perf_counter()
+            self._watch.reference_answered(ended - again)
+            outcome: Outcome = "late" if isinstance(error, Overloaded) else "failed"
+            cause = " ".join(str(error).split())[:200]
+            self._watch.failed(trial.canary, outcome, ended - started, cause)
+            return slate
+        self._watch.answered(trial.canary, time.perf_counter() - started)
+        return slate
+
     def _decode(self, asks: Sequence[Ask]) -> list[Slate]:
-        """In the worker thread: one policy object, one read of the online store, one search a kind of ask."""
+        """In the worker thread, with the reference."""
         served = self.swap.current
         if served is None:
             raise NoPolicy(_no_policy(self.swap.state().error))
+        return self._decode_with(served, asks)
+
+    def _decode_canary(self, asks: Sequence[Ask]) -> list[Slate]:
+        """In the canary's worker thread, with the canary that all ``asks`` were meant for."""
+        trial = self.swap.trial
+        if trial is None or any(ask.canary != trial.canary.seq for ask in asks):
+            raise CanaryGone("the canary has ended")
+        return self._decode_with(trial, asks)
+
+    def _decode_with(self, served: "Served[Policy]", asks: Sequence[Ask]) -> list[Slate]:
+        """One policy object, one read of the online store, one search a kind of ask."""
         started = time.perf_counter()
         known, degraded = self._contexts(sorted({ask.user_id for ask in asks}))
         slates: dict[str, Slate] = {}
@@ -159,17 +226,21 @@ class Recommender:
             UserContext(user_id=ask.user_id, history=known[ask.user_id].history, seen=known[ask.user_id].seen)
             for ask in asks
         ]
-        eligible = self._eligible_for(policy)
+        eligible = self._eligible_for(policy, lane=asks[0].canary is not None)
         if asks[0].sampled:
             return policy.sample(users, asks[0].k, seed=self._random.getrandbits(63), eligible=eligible)
         return policy.recommend(users, asks[0].k, eligible=eligible)
 
-    def _eligible_for(self, policy: "Policy") -> "Eligible":
-        """The listed items as this policy numbers them, worked out once for each policy and catalogue."""
+    def _eligible_for(self, policy: "Policy", *, lane: bool) -> "Eligible":
+        """The listed items as this policy numbers them, worked out once for each policy and catalogue.
+
+        ``lane``: whether it is the canary's; each lane is one thread and keeps its own.
+        """
         items = self.eligible.items
-        if self._eligible is None or self._eligible[0] is not policy or self._eligible[1] is not items:
-            self._eligible = (policy, items, policy.eligible(items))
-        return self._eligible[2]
+        known = self._eligible.get(lane)
+        if known is None or known[0] is not policy or known[1] is not items:
+            known = self._eligible[lane] = (policy, items, policy.eligible(items))
+        return known[2]
 
     def _contexts(self, user_ids: Sequence[str]) -> tuple[dict[str, UserFeatures], bool]:
         """What is known of the users, and whether the online store failed to say."""

@@ -4,6 +4,8 @@ A policy, its codec and its trie are one object, so a swap is one assignment: a 
 with the policy it began with. One thread watches the ledger, another loads; the newest registered candidate
 and the last reference are kept warm, so promotion and rollback need no load. A reference that cannot be
 loaded is said (health, metrics, log) while the last good policy serves on; it is tried again now and then.
+A canary stands beside the reference as ``trial`` once it is loaded; one that was refused here is never served
+again, and is withdrawn in the ledger at every look until the ledger has it.
 """
 
 import logging
@@ -11,9 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .metrics import ServerMetrics
+
+if TYPE_CHECKING:
+    from policies.ledger import Canary
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +37,22 @@ class Served(Generic[P]):
 
 
 @dataclass(frozen=True)
+class Trial(Served[P]):
+    """What serves the canary's share of users right now."""
+
+    canary: "Canary"
+
+
+@dataclass(frozen=True)
 class SwapState:
     """For health: what serves, what should, and why it does not."""
 
     serving: str | None
     reference: str | None
     error: str | None
+    canary: str | None = None
+    canary_share: float | None = None
+    """Both as the ledger has them and this server serves them."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +73,19 @@ class PolicySwap(Generic[P]):
         candidates: Callable[[], Sequence[str]] = tuple,
         poll_seconds: float = 0.2,
         warm: int = 2,
+        canary: "Callable[[], Canary | None]" = lambda: None,
+        withdraw: Callable[[str, str], object] = lambda version, why: None,  # noqa: ARG005
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``reference`` reads the ledger, ``load`` a version (raising when it cannot); ``candidates`` names
-        the registered versions, oldest first; ``warm`` policies are kept beside the served one.
+        the registered versions, oldest first; ``warm`` policies are kept beside the served one. ``canary``
+        reads the ledger's canary, ``withdraw`` ends it there: version, why.
         """
         self.current: Served[P] | None = None
+        self.trial: Trial[P] | None = None
+        self._read_canary, self._withdraw = canary, withdraw
+        self._canary: Canary | None = None
+        self._refused: dict[int, str] = {}
         self._reference, self._load, self._candidates = reference, load, candidates
         self._metrics, self._poll_seconds, self._warm, self._clock = metrics, poll_seconds, warm, clock
         self._wanted: str | None = None
@@ -96,18 +118,29 @@ class PolicySwap(Generic[P]):
 
     def state(self) -> SwapState:
         """What serves, what should, and the cause when they differ."""
-        served, wanted = self.current, self._wanted
+        served, wanted, trial = self.current, self._wanted, self.trial
         failure = self._failed.get(wanted) if wanted else None
         return SwapState(
             serving=served.version if served else None,
             reference=wanted,
             error=failure.error if failure else self._ledger_error,
+            canary=trial.version if trial else None,
+            canary_share=trial.canary.share if trial else None,
         )
+
+    def refuse(self, canary: "Canary", why: str) -> None:
+        """Serve ``canary`` no more, from now on; the next look withdraws it in the ledger."""
+        with self._lock:
+            if canary.seq in self._refused:
+                return
+            self._refused[canary.seq] = why
+            self._put_on_trial()
+        log.error("canary=%s refused why=%s", canary.version, why)
 
     def look(self) -> None:
         """One look at the ledger: swap at once when the new reference is loaded already."""
         try:
-            wanted = self._reference()
+            wanted, canary = self._reference(), self._read_canary()
             self._ledger_error = None
         except Exception as error:  # noqa: BLE001 - whatever keeps us from the ledger, we keep serving and say so
             self._ledger_error = f"the promotion ledger cannot be read: {_line(error)}"
@@ -118,7 +151,12 @@ class PolicySwap(Generic[P]):
                 self._wanted, self._wanted_since = wanted, self._clock()
                 if wanted is not None:
                     self._failed.pop(wanted, None)
+            if canary is not None and (self._canary is None or self._canary.seq != canary.seq):
+                self._failed.pop(canary.version, None)
+            self._canary = canary if canary is not None and canary.version != wanted else None
             self._swap_if_loaded()
+            self._put_on_trial()
+        self._withdraw_refused()
         if self._next_to_load() is not None:
             self._work.set()
 
@@ -133,6 +171,9 @@ class PolicySwap(Generic[P]):
         except Exception as error:  # noqa: BLE001 - a policy may be broken in any way; the last good one serves on
             with self._lock:
                 self._failed[version] = _Failure(_line(error), self._clock() + RETRY_SECONDS)
+                canary = self._canary
+            if canary is not None and canary.version == version:
+                self.refuse(canary, f"it cannot be loaded: {_line(error)}")
             if version == self._wanted:
                 self._metrics.swap_failures.inc()
                 self._metrics.behind.set(1)
@@ -145,7 +186,33 @@ class PolicySwap(Generic[P]):
             self._failed.pop(version, None)
             self._loaded[version] = policy
             self._swap_if_loaded()
+            self._put_on_trial()
         return True
+
+    def _put_on_trial(self) -> None:
+        """The canary that serves: the ledger's, once it is loaded, and not refused. Caller holds the lock."""
+        canary = self._canary
+        if canary is None or canary.seq in self._refused or canary.version not in self._loaded:
+            trial = None
+        else:
+            trial = Trial(canary.version, self._loaded[canary.version], canary)
+        before = self.trial
+        if (trial.canary if trial else None) != (before.canary if before else None):
+            share = trial.canary.share if trial else 0.0
+            self._metrics.canary_share.set(share)
+            log.info("canary=%s share=%g", trial.version if trial else None, share)
+            self.trial = trial
+
+    def _withdraw_refused(self) -> None:
+        """Tell the ledger what was refused here; where that fails, again at the next look."""
+        canary = self._canary
+        why = self._refused.get(canary.seq) if canary is not None else None
+        if canary is None or why is None:
+            return
+        try:
+            self._withdraw(canary.version, why)
+        except Exception as error:  # noqa: BLE001 - it is served by nobody here; the next look tries again
+            log.warning("canary=%s withdraw=failed cause=%s", canary.version, _line(error))
 
     def _swap_if_loaded(self) -> None:
         """The swap itself; the caller holds the lock."""
@@ -165,7 +232,7 @@ class PolicySwap(Generic[P]):
             self._metrics.swaps.inc()
             self._metrics.swap_seconds.set(seconds)
         log.info("policy=%s swapped_for=%s seconds=%.3f", wanted, before, seconds)
-        keep = {wanted, *self._warm_versions()}
+        keep = {wanted, *self._beside()}
         for version in [known for known in self._loaded if known not in keep]:
             del self._loaded[version]
 
@@ -177,10 +244,16 @@ class PolicySwap(Generic[P]):
         before = [self._before] if self._before is not None else []
         return [version for version in (*newest, *before) if version != self._wanted][: self._warm]
 
+    def _beside(self) -> list[str]:
+        """What is loaded beside the reference, most needed first: the canary, then what is kept warm."""
+        canary = self._canary
+        on_trial = [canary.version] if canary is not None and canary.seq not in self._refused else []
+        return list(dict.fromkeys([*on_trial, *self._warm_versions()]))
+
     def _next_to_load(self) -> str | None:
         wanted = self._wanted
         served = self.current
-        for version in [*([wanted] if wanted else []), *self._warm_versions()]:
+        for version in [*([wanted] if wanted else []), *self._beside()]:
             if version in self._loaded or (served is not None and served.version == version):
                 continue
             failure = self._failed.get(version)

@@ -179,6 +179,32 @@ def test_refuses_overlap_while_a_round_of_its_own_runs(
     assert len(world.runs) == 2
 
 
+def test_the_canary_is_looked_at_while_a_round_runs_and_after_a_look_that_failed(
+    world: World, clock: time_machine.Traveller
+) -> None:
+    looks: list[datetime] = []
+
+    def look() -> None:
+        looks.append(datetime.now(UTC))
+        if len(looks) == 1:
+            raise OSError("the log cannot be read")
+
+    world.feedback = 1000
+    world.gate.clear()
+    surroundings = replace(world.surroundings(), canary=look)
+    clockwork = Clockwork(Scheduler(world.table, SETTINGS, surroundings), clock)
+    try:
+        assert until(lambda: len(world.runs) == 1)
+        for number in (1, 2):
+            clockwork.forward(timedelta(minutes=2))
+            # done, not begun: a job that still runs is not run again
+            assert until(lambda wanted=number: clockwork.done == wanted)  # type: ignore[misc]
+        assert (len(looks), len(world.runs)) == (2, 1)
+    finally:
+        world.gate.set()
+        clockwork.jobs.shutdown()
+
+
 def test_refuses_overlap_with_a_round_that_another_process_holds(world: World) -> None:
     world.feedback = 1000
     scheduler = Scheduler(world.table, SETTINGS, world.surroundings())
