@@ -117,6 +117,45 @@ class DatasetSettings(BaseModel):
         return self.recency_half_life_s is not None or self.propensity_clip is not None
 
 
+class TrustSettings(BaseModel):
+    """Which feedback is stored and marked, and not learned from, by the server's records of what it served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cross_user: bool = True
+    """Mark feedback on a request that was served to others and not to its user. With a ``request_key`` the
+    signature says so already."""
+    max_feedback_age_s: float | None = Field(2_592_000.0, gt=0)
+    """Mark feedback that arrives more than so many seconds after its slate: a request id used again."""
+    positions: bool = True
+    """Mark feedback at a place of a slate where its item did not stand."""
+    off_slate: bool = False
+    """Mark feedback on items that were not on the slate it names."""
+    organic_until: AwareDatetime | None = None
+    """Feedback that names no request is learned from only if it landed before; none: always. Set it to the
+    day of the last import to take word only from who was served."""
+    max_events_per_user_day: int | None = Field(None, ge=1)
+    """Of one user's feedback that landed on one day (UTC) the first so many are learned from; none: all."""
+    max_events_per_request: int | None = Field(1000, ge=1)
+    """Of the feedback on one slate the first so many to land are learned from; none: all."""
+
+    @property
+    def marks(self) -> bool:
+        """Whether any check against what was served is on."""
+        aged = self.max_feedback_age_s is not None or self.organic_until is not None
+        return aged or self.cross_user or self.positions or self.off_slate
+
+    @property
+    def caps(self) -> bool:
+        """Whether any cap is on."""
+        return self.max_events_per_user_day is not None or self.max_events_per_request is not None
+
+    @classmethod
+    def none(cls) -> "TrustSettings":
+        """Everything that is signed, or names no request of ours, is learned from."""
+        return cls(cross_user=False, max_feedback_age_s=None, positions=False, max_events_per_request=None)
+
+
 class FeatureSettings(BaseModel):
     """The feedback log, its queries and its upkeep."""
 
@@ -140,6 +179,8 @@ class FeatureSettings(BaseModel):
     """Engaged events looked at to find them: bounds the query."""
     max_rejected: int = Field(20, ge=1, le=20)
     """Rejected items of one preference sample (the paper's 20)."""
+    trust: TrustSettings = TrustSettings()
+    """Feedback that is marked and not learned from."""
     dataset: DatasetSettings = DatasetSettings()
     """Preference datasets and evaluation cases."""
     duck: DuckSettings = DuckSettings()
