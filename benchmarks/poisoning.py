@@ -7,7 +7,8 @@ lands is learned from; *defended*, request ids are signed and ``features.trust``
 served. All three start from the same base policy. In every round each forging client, beside being a user like
 any other, likes every target in five ways: without a request, under its own signed request of the round, under
 its first one, under another user's, and under one it made up; a target on its own slate it likes truly, as no
-check can forbid. Exposure: targets' share of the places on the judges' best slates. ``rise``: exposure in
+check can forbid. Every candidate is promoted, for the gate is another defence (``--gate`` leaves it on).
+Exposure: targets' share of the places on the judges' best slates. ``rise``: exposure in
 the last round over that of the clean arm, minus 1.
 
 ``--json``: the last line is one object [exposure by round, rise, marks, outcomes of each arm; seconds].
@@ -33,7 +34,7 @@ from msgspec.structs import replace
 from pydantic import SecretStr
 
 from align3gr.demo.world import WorldSize
-from benchmarks.loop.arms import STARTED, Arm, LoopOptions
+from benchmarks.loop.arms import STARTED, Arm, LoopOptions, RoundFigures
 from benchmarks.loop.worlds import Ints, Levels, LoopWorld, demo
 from features.interactions import Interaction, Kind
 from features.log import FeedbackLog
@@ -52,9 +53,10 @@ class PoisonedArm(Arm):
     """An arm whose request ids are signed and some of whose clients forge."""
 
     def __init__(
-        self, name: str, home: Path, world: LoopWorld, options: LoopOptions, share: float, targets: int
+        self, name: str, home: Path, world: LoopWorld, options: LoopOptions, wanted: argparse.Namespace
     ) -> None:
         super().__init__(name, home, world, options, say)
+        share, targets, self._gated = wanted.share, wanted.targets, wanted.gate
         features = self.settings.features
         dataset = features.dataset.model_copy(
             update={"max_samples_per_user": CAP, "learn_from_unsigned": name == "open"}
@@ -73,6 +75,17 @@ class PoisonedArm(Arm):
         self.targets = np.sort(random.permutation(len(world.items))[:targets])
         self.forgers = np.sort(random.permutation(learners)[: round(share * learners)]) if name != "clean" else []
         self._first_request: dict[int, str] = {}
+
+    def round(self, number: int) -> RoundFigures:
+        """A round whose candidate becomes the reference whatever the gate says: the gate is another defence."""
+        figures = super().round(number)
+        if self._gated or figures.outcome == "promoted":
+            return figures
+        self.ledger.promote(
+            self.registry.list()[-1].version, expects=self.ledger.reference(), who="benchmark",
+            why="what the data alone does",
+        )  # fmt: skip
+        return figures
 
     def exposure(self) -> float:
         """Share of the places of the judges' best slates that targets hold."""
@@ -131,9 +144,10 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--share", type=float, default=0.05, help="Of the clients that forge.")
     parser.add_argument("--targets", type=int, default=20)
-    parser.add_argument("--items", type=int, default=300)
-    parser.add_argument("--learners", type=int, default=800)
-    parser.add_argument("--judges", type=int, default=400)
+    parser.add_argument("--items", type=int, default=200)
+    parser.add_argument("--learners", type=int, default=300)
+    parser.add_argument("--judges", type=int, default=300)
+    parser.add_argument("--gate", action="store_true", help="Leave promotion to the gate.")
     parser.add_argument("--epochs", type=int, default=6, help="Of the base policy.")
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args(line)
@@ -162,7 +176,7 @@ def run(seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
         started = Arm("rfdpo", place / "base", world, options, say)
         started.begin()
         for name in ARMS:
-            arm = PoisonedArm(name, place / name, world, options, wanted.share, wanted.targets)
+            arm = PoisonedArm(name, place / name, world, options, wanted)
             arm.begin_as(started)
             exposure, rounds = [arm.exposure()], []
             for number in range(1, wanted.rounds + 1):
