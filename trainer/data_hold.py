@@ -83,6 +83,14 @@ class DataHold:
         write_json(self.directory / _ACCEPTED, facts)
         return self.look(snapshot)
 
+    def forget(self, user_id: str) -> None:
+        """Remove what names this user; the next look measures anew."""
+        named = json.dumps(user_id)[1:-1]
+        for name in (_LAST, _ACCEPTED):
+            file = self.directory / name
+            if file.is_file() and named in file.read_text(encoding="utf-8"):
+                file.unlink()
+
     def last(self) -> dict[str, Any] | None:
         """What the last look found; None where nobody has looked."""
         return self._read(_LAST)

@@ -52,3 +52,12 @@ def test_with_the_hold_off_breaches_are_only_reported(tmp_path):
 def test_there_is_nothing_to_accept_on_ordinary_days(tmp_path):
     with pytest.raises(NothingHeld, match="within its bounds"):
         hold(tmp_path).accept(write_snapshot(tmp_path / "log", days(1), END), who="ann", why="x")
+
+
+def test_a_forgotten_user_is_named_in_no_verdict(tmp_path):
+    bad = write_snapshot(tmp_path / "log", days(1, BAD_DAYS["user"]), END)
+    hold(tmp_path).accept(bad, who="ann", why="a test")
+    hold(tmp_path).forget("somebody else")
+    assert hold(tmp_path).last() is not None
+    hold(tmp_path).forget("greedy")
+    assert not any("greedy" in file.read_text() for file in (tmp_path / "home").rglob("*.json"))
