@@ -73,7 +73,9 @@ class PoisonedArm(Arm):
         random = np.random.default_rng([options.seed, 31])
         learners = len(world.learners)
         self.targets = np.sort(random.permutation(len(world.items))[:targets])
-        self.forgers = np.sort(random.permutation(learners)[: round(share * learners)]) if name != "clean" else []
+        self.forgers = (
+            np.sort(random.permutation(learners)[: round(share * learners)]) if name != "clean" else []
+        )
         self._first_request: dict[int, str] = {}
 
     def round(self, number: int) -> RoundFigures:

@@ -337,9 +337,9 @@ class _Build:
         marked = sum(numbered.marked.values())
         if numbered.rows == numbered.unsigned + marked:
             raise EmptyLog(
-                f"the feedback log holds nothing to learn from ({numbered.unsigned} rows under unsigned request"
-                f" ids, {marked} marked as forged); send interactions, or give server and ingest the same"
-                " request_key"
+                f"the feedback log holds nothing to learn from ({numbered.unsigned} rows under"
+                f" unsigned request ids, {marked} marked as forged: align3gr quality marked);"
+                " send interactions, or give server and ingest the same request_key"
             )
         found = sum(rows.to_train_on for rows in self._stages.values())
         if found < wanted:

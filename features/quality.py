@@ -140,7 +140,9 @@ def _shifts(
     if risen is not None and risen["now"] is not None and now["liked"] >= _ENOUGH_LEVELS:
         gain = risen["now"] - (risen["before"] or 0.0)
         if gain > bounds.most_gain_of_item and not math.isnan(gain):
-            words = f"item {risen['item_id']} has {risen['now']:.0%} of the likes, {gain:.0%} more than before"
+            words = (
+                f"item {risen['item_id']} has {risen['now']:.0%} of the likes, {gain:.0%} more than before"
+            )
             yield Breach("item", risen["item_id"], words)
 
 

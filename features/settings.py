@@ -118,7 +118,7 @@ class DatasetSettings(BaseModel):
 
 
 class TrustSettings(BaseModel):
-    """Which feedback is stored and marked, and not learned from, by the server's records of what it served."""
+    """Which feedback is stored, marked and not learned from, by the server's records of what it served."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

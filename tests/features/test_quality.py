@@ -62,7 +62,9 @@ def test_ordinary_days_are_within_every_bound(tmp_path, seed):
 
 def app_that_sends_only_likes(random):
     app = day(DAYS - 1, random, events=80, kinds=("like",), users=USERS)
-    return day(DAYS - 1, random) + [event | {"source": "app", "event_id": f"a{n}"} for n, event in enumerate(app)]
+    return day(DAYS - 1, random) + [
+        event | {"source": "app", "event_id": f"a{n}"} for n, event in enumerate(app)
+    ]
 
 
 def greedy_user(random):
@@ -85,7 +87,9 @@ BAD_DAYS = {
     "users": lambda random: day(DAYS - 1, random, users=8),
     "items": lambda random: day(DAYS - 1, random, items=5),
     "levels": lambda random: day(DAYS - 1, random, kinds=("like", "like", "impression")),
-    "kinds": lambda random: day(DAYS - 1, random, kinds=("impression", "impression", "share", "hide", "click")),
+    "kinds": lambda random: day(
+        DAYS - 1, random, kinds=("impression", "impression", "share", "hide", "click")
+    ),
     "user": greedy_user,
     "item": one_item_liked,
     "likes_only_users": users_that_only_like,

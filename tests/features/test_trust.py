@@ -117,7 +117,9 @@ def test_marks_are_their_definition_whatever_arrives(tmp_path, pick):
 
 def dataset_of(folder, rows, chosen):
     try:
-        built = PreferenceDataset.build(write_snapshot(folder / "log", rows, LATER), chosen, folder / "datasets")
+        built = PreferenceDataset.build(
+            write_snapshot(folder / "log", rows, LATER), chosen, folder / "datasets"
+        )
     except (TooFewLikes, EmptyLog) as error:
         return type(error).__name__.replace("EmptyLog", "TooFewLikes")
     return built.dataset_id

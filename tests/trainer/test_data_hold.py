@@ -18,7 +18,7 @@ def hold(tmp_path, chosen=CHOSEN):
 
 def test_data_out_of_bounds_holds_until_a_person_accepts_it(tmp_path):
     bad = write_snapshot(tmp_path / "log", days(1, BAD_DAYS["user"]), END)
-    with pytest.raises(DataHeld, match="user greedy sent 11% of the last period's events.*quality accept"):
+    with pytest.raises(DataHeld, match=r"user greedy sent 11% of the last period's events.*quality accept"):
         hold(tmp_path).require(bad)
     assert "greedy" in hold(tmp_path).last()["held"][0]
     verdict = hold(tmp_path).accept(bad, who="ann", why="our own load test")
