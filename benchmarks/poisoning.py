@@ -2,14 +2,14 @@
 
     python benchmarks/poisoning.py [--seeds 1] [--rounds 4] [--share 0.05] [--targets 20] [--json]
 
-The demo world, small, through the product's own rounds. Arms: *clean*, nobody forges; *open*, everything that
-lands is learned from; *defended*, request ids are signed and ``features.trust`` takes word only from who was
-served. All three start from the same base policy. In every round each forging client, beside being a user like
+The demo world, small, through the product's own rounds. Arms: *clean*, nobody forges; *open*, everything
+that lands is learned from; *defended*, request ids are signed and ``features.trust`` takes word only from who
+was served. All start from the same base policy. In every round each forging client, beside being a user like
 any other, likes every target in five ways: without a request, under its own signed request of the round, under
-its first one, under another user's, and under one it made up; a target on its own slate it likes truly, as no
-check can forbid. Every candidate is promoted, for the gate is another defence (``--gate`` leaves it on).
-Exposure: targets' share of the places on the judges' best slates. ``rise``: exposure in
-the last round over that of the clean arm, minus 1.
+its first one, under another user's, and under one it made up. With ``--votes`` it also likes a target that it
+was truly shown, which no check can tell from a user's own mind. Every candidate is promoted, for the gate is
+another defence (``--gate`` leaves it on). Exposure: targets' share of the places on the judges' best slates.
+``rise``: exposure in the last round over that of the clean arm, minus 1.
 
 ``--json``: the last line is one object [exposure by round, rise, marks, outcomes of each arm; seconds].
 """
@@ -41,7 +41,6 @@ from features.log import FeedbackLog
 from features.requests import sign_request
 from features.settings import TrustSettings
 from features.trust import marked_feedback
-from policies.lists import Recommendation
 
 KEY = b"the server's and the workers' key"
 CAP = 25
@@ -57,6 +56,7 @@ class PoisonedArm(Arm):
     ) -> None:
         super().__init__(name, home, world, options, say)
         share, targets, self._gated = wanted.share, wanted.targets, wanted.gate
+        self._votes = wanted.votes
         features = self.settings.features
         dataset = features.dataset.model_copy(
             update={"max_samples_per_user": CAP, "learn_from_unsigned": name == "open"}
@@ -73,7 +73,8 @@ class PoisonedArm(Arm):
         random = np.random.default_rng([options.seed, 31])
         learners = len(world.learners)
         self.targets = np.sort(random.permutation(len(world.items))[:targets])
-        self.forgers = (
+        forging = 0 if name == "clean" else round(share * learners)
+        self.forgers = np.sort(random.permutation(learners)[:forging])
             np.sort(random.permutation(learners)[: round(share * learners)]) if name != "clean" else []
         )
         self._first_request: dict[int, str] = {}
@@ -117,7 +118,7 @@ class PoisonedArm(Arm):
         signed += [
             replace(one, event_id=f"{one.event_id}-liked", kind=Kind.LIKE, propensity=None)
             for one in signed
-            if one.kind == Kind.SERVED and one.user_id in users and one.item_id in targets
+            if self._votes and one.kind == Kind.SERVED and one.user_id in users and one.item_id in targets
         ]
         for place, row in enumerate(forgers):
             victim = int(rows[(np.searchsorted(rows, row) + 1 + place) % len(rows)])
@@ -133,7 +134,8 @@ class PoisonedArm(Arm):
             for item in self.targets.tolist():
                 yield Interaction(
                     event_id=f"{number}-forged-{way}-{item}", user_id=user, item_id=self.items[item],
-                    kind=Kind.LIKE, occurred_at=at + timedelta(minutes=5, seconds=item % 50), request_id=request,
+                    kind=Kind.LIKE, occurred_at=at + timedelta(minutes=5, seconds=item % 50),
+                    request_id=request,
                     position=None if request is None else 1 + item % self.world.places,
                 )  # fmt: skip
 
@@ -151,8 +153,12 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("--judges", type=int, default=300)
     parser.add_argument("--gate", action="store_true", help="Leave promotion to the gate.")
     parser.add_argument("--epochs", type=int, default=6, help="Of the base policy.")
+    parser.add_argument("--votes", action="store_true", help="Forgers also like targets that we show them.")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="clean must be first.")
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args(line)
+    if wanted.arms[0] != "clean":
+        parser.error("--arms begins with clean: the others are compared with it")
     if not 0 <= wanted.share <= 1 or not 1 <= wanted.targets <= wanted.items:
         parser.error("--share must be in 0..1 and --targets in 1..--items")
     logging.disable(logging.WARNING)
@@ -160,7 +166,7 @@ def main(line: Sequence[str] | None = None) -> None:
     began = time.perf_counter()
     runs = [run(seed, wanted) for seed in range(wanted.first_seed, wanted.first_seed + wanted.seeds)]
     facts = {"runs": runs, "seconds": round(time.perf_counter() - began, 1)}
-    for name in ARMS:
+    for name in wanted.arms:
         by_round = np.mean([one[name]["exposure"] for one in runs], axis=0)
         rise = np.mean([one[name]["rise"] for one in runs])
         print(f"{name:<9} " + " ".join(f"{value:.4f}" for value in by_round) + f"  rise {rise:+.1%}")
@@ -177,7 +183,7 @@ def run(seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
     try:
         started = Arm("rfdpo", place / "base", world, options, say)
         started.begin()
-        for name in ARMS:
+        for name in wanted.arms:
             arm = PoisonedArm(name, place / name, world, options, wanted)
             arm.begin_as(started)
             exposure, rounds = [arm.exposure()], []
@@ -187,13 +193,12 @@ def run(seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
                 say(f"{name} round {number}: targets hold {exposure[-1]:.4f} of the places")
             found[name] = {
                 "exposure": [round(one, 5) for one in exposure],
-                "worth": [round(one.worth, 4) for one in rounds],
                 "outcomes": [one.outcome for one in rounds],
                 "marks": arm.marks(),
             }
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    for name in ARMS:
+    for name in wanted.arms:
         found[name]["rise"] = round(found[name]["exposure"][-1] / found["clean"]["exposure"][-1] - 1, 4)
     return {"seed": seed, **found}
 
