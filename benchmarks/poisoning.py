@@ -75,8 +75,6 @@ class PoisonedArm(Arm):
         self.targets = np.sort(random.permutation(len(world.items))[:targets])
         forging = 0 if name == "clean" else round(share * learners)
         self.forgers = np.sort(random.permutation(learners)[:forging])
-            np.sort(random.permutation(learners)[: round(share * learners)]) if name != "clean" else []
-        )
         self._first_request: dict[int, str] = {}
 
     def round(self, number: int) -> RoundFigures:
