@@ -78,7 +78,7 @@ class PoisonedArm(Arm):
         self._first_request: dict[int, str] = {}
 
     def round(self, number: int) -> RoundFigures:
-        """A round whose candidate becomes the reference whatever the gate says: the gate is another defence."""
+        """A round whose candidate becomes the reference whatever the gate says."""
         figures = super().round(number)
         if self._gated or figures.outcome == "promoted":
             return figures

@@ -54,7 +54,7 @@ def marked(
     most: int = typer.Option(20, min=0, help="Rows listed; the counts are of all."),
     as_json: bool = JsonOption,
 ) -> None:
-    """Feedback that is stored and not learned from: unsigned, another user's, replayed, impossible, too much."""
+    """Feedback that is stored and not learned from: unsigned, another's, replayed, impossible, too much."""
     from features.trust import marked_feedback
 
     settings = settings_of(context)
