@@ -5,8 +5,8 @@
 The demo world, small, through the product's own rounds. Arms: *clean*, nobody forges; *open*, everything
 that lands is learned from; *defended*, request ids are signed and ``features.trust`` takes word only from who
 was served. All start from the same base policy. In every round each forging client, beside being a user like
-any other, likes every target in five ways: without a request, under its own signed request of the round, under
-its first one, under another user's, and under one it made up. With ``--votes`` it also likes a target that it
+any other, likes every target in five ways: without a request, under its own signed request of the round,
+under its first one, another user's, and one it made up. With ``--votes`` it also likes a target that it
 was truly shown, which no check can tell from a user's own mind. Every candidate is promoted, for the gate is
 another defence (``--gate`` leaves it on). Exposure: targets' share of the places on the judges' best slates.
 ``rise``: exposure in the last round over that of the clean arm, minus 1.
