@@ -95,7 +95,7 @@ def number(
         execute(con, name, {"unsigned": settings.dataset.learn_from_unsigned})
     rows, users = _row(con, "select coalesce(sum(events), 0)::bigint, count(*) from users")
     (kept,) = _row(con, "select count(*) from keyed")
-    marked = _leave_out_marked(con, settings)
+    marked = _leave_out_marked(con, settings, everyone=user_ids is None)
     item_ids = con.sql("select item_id from items order by i").to_arrow_table().column("item_id")
     return Numbered(
         rows=rows,
@@ -106,14 +106,19 @@ def number(
     )
 
 
-def _leave_out_marked(con: duckdb.DuckDBPyConnection, settings: FeatureSettings) -> dict[str, int]:
+def _leave_out_marked(
+    con: duckdb.DuckDBPyConnection, settings: FeatureSettings, *, everyone: bool
+) -> dict[str, int]:
     """Mark what cannot be, then what is too much of the rest; ``keyed`` goes on without them.
 
-    The table ``marks`` names every such row by user number and place in the log.
+    The table ``marks`` names every such row by user number and place in the log. ``everyone``: every user's
+    rows are read, so what was served to others need not be looked for in the rest of the log.
     """
     trust = settings.trust
     age = trust.max_feedback_age_s
     values = {
+        "everyone": everyone,
+        "unsigned": settings.dataset.learn_from_unsigned,
         "cross_user": trust.cross_user,
         "age_us": None if age is None else round(age * 1e6),
         "positions": trust.positions,

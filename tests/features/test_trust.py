@@ -40,7 +40,7 @@ def marks_by_definition(rows, trust):
     for event in believed:
         if event["kind"] == "served" and event["request_id"] is not None:
             slates.setdefault((event["user_id"], event["request_id"]), []).append(event)
-    owned = {e["request_id"] for e in rows if e["kind"] == "served"}
+    owned = {e["request_id"] for e in believed if e["kind"] == "served"}
     for event in rows:
         if event["signed"] is False:
             found[event["user_id"], landing(event)] = "unsigned"
@@ -158,14 +158,19 @@ FORGERIES = {
 }
 
 
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    """The dataset of the slate alone."""
+    return dataset_of(tmp_path_factory.mktemp("honest"), slate(), of())
+
+
 @pytest.mark.parametrize("mark", FORGERIES)
-def test_each_forgery_is_stored_marked_and_not_learned_from(tmp_path, mark):
-    before = dataset_of(tmp_path / "before", slate(), of())
+def test_each_forgery_is_stored_marked_and_not_learned_from(tmp_path, mark, honest):
     snapshot = write_snapshot(tmp_path / "log", [*slate(), FORGERIES[mark]], LATER)
     (marked,) = marked_feedback(snapshot, of()).to_pylist()
     assert (marked["mark"], marked["event_id"]) == (mark, FORGERIES[mark]["event_id"])
     built = PreferenceDataset.build(snapshot, of(), tmp_path / "datasets")
-    assert built.dataset_id == before
+    assert built.dataset_id == honest
     counted = {"unsigned": built.manifest.unsigned, **built.manifest.marked}
     assert counted[mark] == 1
     assert built.manifest.rows == len(slate()) + 1
