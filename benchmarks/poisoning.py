@@ -3,8 +3,8 @@
     python benchmarks/poisoning.py [--seeds 5] [--rounds 4] [--share 0.05] [--targets 20] [--json]
 
 The demo world, small, through the product's own rounds. All arms of a seed share world, base policy and
-draws, and request ids are signed in all. *clean*: nobody forges. *open*: everything that lands is learned
-from. *defended*: signatures are asked for and ``features.trust`` takes word only from who was served.
+draws, and request ids are signed in all. *clean*: nobody forges. *defended*: signatures are asked for and
+``features.trust`` takes word only from who was served. *open*: everything that lands is learned from.
 *votes*: defended, and the forgers also like every target that they were truly shown, which no check can tell
 from a user's own mind. In each round each forger, beside being the user that it is in *clean*, likes every
 target in the ways of WAYS. Every candidate is promoted, for the gate is another defence (``--gate`` leaves
@@ -50,7 +50,7 @@ from features.trust import marked_feedback
 KEY = b"the server's and the workers' key"
 CAP = 25
 """Samples of one user in a stage: room for every target, and for all that an honest user likes in a round."""
-ARMS = ("clean", "open", "defended", "votes")
+ARMS = ("clean", "defended", "open", "votes")
 WAYS = ("organic", "unsigned", "cross_user", "replayed", "position")
 """Of forging a like: naming no request, one made up, another user's of this round, the forger's own of its
 first round (each where the item truly stood, if it did), and the forger's own of this round at a place
@@ -213,7 +213,6 @@ def main(line: Sequence[str] | None = None) -> None:
     started, runs = clocks(), []
     for seed in range(wanted.first_seed, wanted.first_seed + wanted.seeds):
         runs.append(run(seed, wanted))
-        say(json.dumps(runs[-1]))
     arms = {name: summary(name, runs) for name in wanted.arms}
     for name, figures in arms.items():
         rise, low, high = figures["rise"], *figures["rise_95"]
