@@ -23,6 +23,7 @@ from .commands import (
     ingest,
     keeping,
     policy,
+    quality,
     rate,
     recommend,
     rounds,
@@ -71,6 +72,7 @@ for _module in (
     export_preferences,
     serve,
     status,
+    quality,
     keeping,
     demo,
 ):

@@ -22,6 +22,7 @@ from features.online.forgetting import forget_online, known_online
 from features.tombstones import FOLDER, bury, read_tombstones
 from features.upkeep import held_upkeep
 from policies.registry import Registry
+from trainer.data_hold import DataHold
 from trainer.forgetting import Learned, forget_in_rounds, learned_from, names_user, rounds_with
 from trainer.lease import Lease
 from trainer.reproduction import FOLDER as REPRODUCED
@@ -97,6 +98,7 @@ def forget(
         forget_in_datasets(home / "datasets", settings.features, user_id, at)
         changed = forget_in_rounds(rounds, settings.features, user_id, journal.datasets, clock)
         shutil.rmtree(home / REPRODUCED, ignore_errors=True)
+        DataHold(home, settings.features, clock).forget(user_id)
         tables = _other_tables(settings, user_id)
         orphans = _only_theirs(log, settings, journal.items)
         forget_online(

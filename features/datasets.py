@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 
 from .duck import connect
 from .errors import BadInput, FeaturesError
-from .events import JUDGING, NUMBERING, READING, each_shard, number, parameters
+from .events import JUDGING, MARKING, NUMBERING, READING, each_shard, number, parameters
 from .log import LogSnapshot
 from .manifest import FORMAT, MANIFEST, STAGES, WEIGHTED, Manifest, Stage, read_manifest, write_manifest
 from .queries import execute, fetch, text_hash
@@ -76,7 +76,7 @@ LIKING = [
 ]
 SAMPLING = ["preference_negatives", "preference_slate_negatives"]
 ASKING = ["preference_rejected", "histories_at_request", "preference_samples"]
-QUERIES = NUMBERING + READING + JUDGING + LIKING + SAMPLING + ASKING
+QUERIES = NUMBERING + MARKING + READING + JUDGING + LIKING + SAMPLING + ASKING
 OPTIONS = ["preference_preferred", "preference_positions", "preference_weights"]
 
 
@@ -269,6 +269,7 @@ class _Build:
                 "window_s": chosen.window_s,
                 "max_samples_per_user": chosen.max_samples_per_user,
                 "learn_from_unsigned": chosen.learn_from_unsigned,
+                "trust": settings.trust.model_dump(mode="json"),
                 "prefer_own_slates": chosen.prefer_own_slates,
                 "lineage": self._lineage,
                 "recency_half_life_s": chosen.recency_half_life_s,
@@ -286,6 +287,7 @@ class _Build:
             stages={str(stage): counts for stage, counts in stages.items()},
             warnings=self._warnings(),
             built_at=built_at,
+            marked=dict(self._numbered.marked),
         )
 
     def _prepare(self, shard: range) -> None:
@@ -332,10 +334,12 @@ class _Build:
 
     def _refuse_too_little(self) -> None:
         numbered, wanted = self._numbered, self._settings.dataset.min_samples
-        if numbered.rows == numbered.unsigned:
+        marked = sum(numbered.marked.values())
+        if numbered.rows == numbered.unsigned + marked:
             raise EmptyLog(
                 f"the feedback log holds nothing to learn from ({numbered.unsigned} rows under"
-                " unsigned request ids); send interactions, or give server and ingest the same request_key"
+                f" unsigned request ids, {marked} marked as forged: align3gr quality marked);"
+                " send interactions, or give server and ingest the same request_key"
             )
         found = sum(rows.to_train_on for rows in self._stages.values())
         if found < wanted:
@@ -345,7 +349,7 @@ class _Build:
             )
 
     def _warnings(self) -> list[str]:
-        learned = self._numbered.rows - self._numbered.unsigned
+        learned = self._numbered.rows - self._numbered.unsigned - sum(self._numbered.marked.values())
         share = self._duplicates / max(learned, 1)
         if share <= self._settings.dataset.duplicates_warning:
             return []

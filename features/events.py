@@ -6,7 +6,7 @@ them in a row are sorted by user. Every function here works on temporary tables 
 what each table holds is told in the query that makes it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +38,7 @@ _KINDS = pa.table(
 )
 
 NUMBERING = ["events_users", "events_items", "events_requests", "events_keyed"]
+MARKING = ["events_marked", "events_capped", "events_unmarked"]
 READING = ["events_landed", "events_duplicates", "events"]
 JUDGING = ["impressions_unanswered", "levels_in_force"]
 
@@ -50,6 +51,8 @@ class Numbered:
     """Rows of the snapshot (of the users asked for)."""
     unsigned: int
     """Of these left out: their request id was not signed by us."""
+    marked: Mapping[str, int]
+    """Of these left out for another mark (see events_marked.sql, events_capped.sql), by mark."""
     users: int
     item_ids: pa.Array
     """Item id of every item number, in order."""
@@ -92,13 +95,61 @@ def number(
         execute(con, name, {"unsigned": settings.dataset.learn_from_unsigned})
     rows, users = _row(con, "select coalesce(sum(events), 0)::bigint, count(*) from users")
     (kept,) = _row(con, "select count(*) from keyed")
+    marked = _leave_out_marked(con, settings, everyone=user_ids is None)
     item_ids = con.sql("select item_id from items order by i").to_arrow_table().column("item_id")
     return Numbered(
         rows=rows,
         unsigned=rows - kept,
+        marked=marked,
         users=users,
         item_ids=item_ids.combine_chunks() if item_ids.num_chunks != 1 else item_ids.chunk(0),
     )
+
+
+def _leave_out_marked(
+    con: duckdb.DuckDBPyConnection, settings: FeatureSettings, *, everyone: bool
+) -> dict[str, int]:
+    """Mark what cannot be, then what is too much of the rest; ``keyed`` goes on without them.
+
+    The table ``marks`` names every such row by user number and place in the log. ``everyone``: every user's
+    rows are read, so what was served to others need not be looked for in the rest of the log.
+    """
+    trust = settings.trust
+    age = trust.max_feedback_age_s
+    values = {
+        "everyone": everyone,
+        "unsigned": settings.dataset.learn_from_unsigned,
+        "cross_user": trust.cross_user,
+        "age_us": None if age is None else round(age * 1e6),
+        "positions": trust.positions,
+        "off_slate": trust.off_slate,
+        "organic_until": trust.organic_until,
+        "user_day": trust.max_events_per_user_day,
+        "request": trust.max_events_per_request,
+    }
+    con.execute(
+        "create or replace temp table marks"
+        " (u integer, landed_at timestamptz, kafka_partition integer, kafka_offset bigint, mark varchar)"
+    )
+    for name, made, on in (
+        ("events_marked", "marked", trust.marks),
+        ("events_capped", "capped", trust.caps),
+    ):
+        if not on:
+            continue
+        execute(con, name, values)
+        (found,) = _row(con, f"select count(*) from {made}")
+        if found:
+            con.execute(
+                "create or replace temp table doubted as"
+                f" select u, landed_at, kafka_partition, kafka_offset, min(mark) as mark from {made}"
+                " group by u, landed_at, kafka_partition, kafka_offset"
+            )
+            con.execute("insert into marks select * from doubted")
+            execute(con, "events_unmarked", {})
+        con.execute(f"drop table {made}")
+    counted = con.execute("select mark, count(*) from marks group by mark order by mark").fetchall()
+    return {str(mark): int(count) for mark, count in counted}
 
 
 def look_at(

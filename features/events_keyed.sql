@@ -15,6 +15,7 @@ select
     logged.kafka_offset,
     logged.policy_version,
     logged.propensity,
+    logged.position,
     coalesce(kinds.explicit, false) as explicit,
     -- a click, a dwell or anything said about an item answers an impression of it
     coalesce(kinds.answers, false) as answers,

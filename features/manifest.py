@@ -65,6 +65,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stages: dict[str, StageCounts]
     warnings: list[str]
     built_at: datetime
+    marked: dict[str, int] = {}
+    """Rows left out as forged or too many, by mark; see TrustSettings."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

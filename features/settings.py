@@ -117,6 +117,79 @@ class DatasetSettings(BaseModel):
         return self.recency_half_life_s is not None or self.propensity_clip is not None
 
 
+class TrustSettings(BaseModel):
+    """Which feedback is stored, marked and not learned from, by the server's records of what it served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cross_user: bool = True
+    """Mark feedback on a request that was served to others and not to its user. With a ``request_key`` the
+    signature says so already."""
+    max_feedback_age_s: float | None = Field(2_592_000.0, gt=0)
+    """Mark feedback that arrives more than so many seconds after its slate: a request id used again."""
+    positions: bool = True
+    """Mark feedback at a place of a slate where its item did not stand."""
+    off_slate: bool = False
+    """Mark feedback on items that were not on the slate it names."""
+    organic_until: AwareDatetime | None = None
+    """Feedback that names no request is learned from only if it landed before; none: always. Set it to the
+    day of the last import to take word only from who was served."""
+    max_events_per_user_day: int | None = Field(None, ge=1)
+    """Of one user's feedback that landed on one day (UTC) the first so many are learned from; none: all."""
+    max_events_per_request: int | None = Field(1000, ge=1)
+    """Of the feedback on one slate the first so many to land are learned from; none: all."""
+
+    @property
+    def marks(self) -> bool:
+        """Whether any check against what was served is on."""
+        aged = self.max_feedback_age_s is not None or self.organic_until is not None
+        return aged or self.cross_user or self.positions or self.off_slate
+
+    @property
+    def caps(self) -> bool:
+        """Whether any cap is on."""
+        return self.max_events_per_user_day is not None or self.max_events_per_request is not None
+
+    @classmethod
+    def none(cls) -> "TrustSettings":
+        """Everything that is signed, or names no request of ours, is learned from."""
+        return cls(cross_user=False, max_feedback_age_s=None, positions=False, max_events_per_request=None)
+
+
+class QualitySettings(BaseModel):
+    """Bounds of the data a refresh may learn from; the last period against the trailing ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hold: bool = True
+    """Whether a refresh on data outside of the bounds waits for a person; false: it is only reported."""
+    period_s: float = Field(86_400.0, gt=0)
+    """Seconds of a period, counted back from the watermark by arrival. A day: most feedback has its hours."""
+    trailing: int = Field(7, ge=1, le=365)
+    """Periods that the last one is compared with."""
+    min_periods: int = Field(3, ge=1)
+    """With fewer trailing periods that hold ``min_events``, nothing is compared."""
+    min_events: int = Field(1000, ge=1)
+    """Events (without ``served``) below which a period's shares say nothing."""
+    least_volume: float = Field(0.2, ge=0, le=1)
+    """Events, users and items of the period, each at least this share of the trailing median."""
+    most_volume: float = Field(5.0, ge=1)
+    """And at most this many times it."""
+    most_shift: float = Field(0.2, gt=0, le=1)
+    """Most that the shares of levels or of kinds may move: half the sum of absolute differences."""
+    most_of_user: float = Field(0.1, gt=0, le=1)
+    """One user's events stay below this share (and below five times an even share, where users are few)."""
+    most_gain_of_item: float = Field(0.1, gt=0, le=1)
+    """Most that one item's share of the likes may rise."""
+    most_likes_only: float = Field(0.03, gt=0, le=1)
+    """Most that the share of users may rise who send ten or more levels, all of them likes."""
+    likes_only_client: float = Field(0.05, gt=0, le=1)
+    """A client (``source``) with at least this share of the events that has come to send only likes is out
+    of bounds."""
+    propensity_factor: float = Field(5.0, ge=1)
+    """Most that the mean propensity may rise or fall by."""
+
+
 class FeatureSettings(BaseModel):
     """The feedback log, its queries and its upkeep."""
 
@@ -140,6 +213,10 @@ class FeatureSettings(BaseModel):
     """Engaged events looked at to find them: bounds the query."""
     max_rejected: int = Field(20, ge=1, le=20)
     """Rejected items of one preference sample (the paper's 20)."""
+    trust: TrustSettings = TrustSettings()
+    """Feedback that is marked and not learned from."""
+    quality: QualitySettings = QualitySettings()
+    """Bounds of the data a refresh learns from."""
     dataset: DatasetSettings = DatasetSettings()
     """Preference datasets and evaluation cases."""
     duck: DuckSettings = DuckSettings()

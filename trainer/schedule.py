@@ -6,11 +6,12 @@ the round it started goes on, and the next scheduler finds it running, finished 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from .data_hold import WAY_OUT
 from .lease import Lease
 from .round_state import RoundsTable, RoundState, ended
 from .settings import ScheduleSettings
@@ -26,7 +27,7 @@ _CANARY_JOB = "canary"
 class Refresh:
     """What one look at the state of things came to."""
 
-    outcome: Literal["started", "resumed", "waiting"]
+    outcome: Literal["started", "resumed", "waiting", "held"]
     why: str
     exit_code: int | None = None
     """Of the round's process, when there was one."""
@@ -49,6 +50,8 @@ class Surroundings:
     clock: Callable[[], datetime]
     canary: Callable[[], object] | None = None
     """Look at the canary once and act on it; none: this scheduler does not."""
+    quality: Callable[[], Sequence[str]] = tuple
+    """What is wrong with the data and not accepted by a person, a sentence each."""
 
 
 class Scheduler:
@@ -121,6 +124,8 @@ class Scheduler:
             return Refresh(
                 "waiting", f"{total - seen} new events with a level, {self.settings.min_feedback} are needed"
             )
+        if wrong := self.surroundings.quality():
+            return Refresh("held", f"the data left its bounds: {'; '.join(wrong)}; {WAY_OUT}")
         return self._run(None, f"{total - seen} new events with a level")
 
     def _run(self, resume: str | None, why: str) -> Refresh:

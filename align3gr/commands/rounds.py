@@ -30,6 +30,9 @@ def round_(
         help="Do a past round again and compare: its id, or its dataset's. Nothing is registered.",
         metavar="ID",
     ),
+    accept_data: bool = typer.Option(
+        False, "--accept-data", help="Learn from data that left its bounds (align3gr quality show)."
+    ),
     as_json: bool = JsonOption,
 ) -> None:
     """One round: dataset, easy and hard stage, evaluation, gate, registry, promotion ledger.
@@ -46,6 +49,8 @@ def round_(
         return
     wanted = device or settings.trainer.round.device
     _require_device(wanted)
+    if resume is None and not accept_data and not launched():
+        _require_data(settings)
     if not launched() and (command := launch_command(wanted)):
         import os
         import sys
@@ -63,6 +68,19 @@ def round_(
             state = start_round(workplace, seed=seed, device=device)
     if ranks.leads:
         emit(_facts(state), as_json, lambda: _text(state))
+
+
+def _require_data(settings: "Settings") -> None:
+    """Raises DataHeld; a log that is not there is the round's own to say."""
+    from features.log import LogMissing
+    from trainer.data_hold import DataHold
+
+    workplace = _workplace(settings)
+    try:
+        snapshot = workplace.log().snapshot()
+    except LogMissing:
+        return
+    DataHold(settings.home, settings.features, workplace.clock).require(snapshot)
 
 
 def _again(settings: "Settings", named: str, device: str | None, *, given: bool, as_json: bool) -> None:
@@ -142,6 +160,7 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
     from ingest.errors import IngestError
     from ingest.lag import lag
     from trainer.canary import follow
+    from trainer.data_hold import DataHold
     from trainer.schedule import Surroundings
 
     def feedback() -> int:
@@ -165,6 +184,10 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
         age_out_home(settings, workplace)
         keep_up(log, settings.home / "datasets", settings.home / "upkeep.lock", settings.features.upkeep)
 
+    def wrong() -> tuple[str, ...]:
+        hold = DataHold(settings.home, settings.features, workplace.clock)
+        return hold.look(workplace.log().snapshot()).held
+
     return Surroundings(
         feedback=feedback,
         lag=waiting,
@@ -172,6 +195,7 @@ def _surroundings(settings: "Settings", workplace: "Workplace", child: "_RoundPr
         upkeep=upkeep,
         clock=workplace.clock,
         canary=lambda: follow(workplace),
+        quality=wrong,
     )
 
 

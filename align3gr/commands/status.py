@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def status(context: typer.Context, as_json: bool = JsonOption) -> None:
-    """Rows and levels in the log, lag behind Kafka, the reference, a canary, the last round.
+    """Rows and levels in the log, lag behind Kafka, the data's quality, reference, canary, the last round.
 
     Exits with 1, after saying what it knows, when Kafka cannot be asked: health checks lean on that.
     """
@@ -22,6 +22,7 @@ def status(context: typer.Context, as_json: bool = JsonOption) -> None:
     problems: list[str] = []
     facts = {**_log(settings), **_lag(settings, problems), **_policies(settings)}
     facts["last_round"] = _last_round(settings)
+    facts["data"] = _data(settings)
     facts["problems"] = problems
     emit(facts, as_json, lambda: _text(facts))
     if problems:
@@ -77,6 +78,23 @@ def _policies(settings: "Settings") -> dict[str, Any]:
     }
 
 
+def _data(settings: "Settings") -> dict[str, Any] | None:
+    """What the last look at the data's quality found; None where nobody has looked."""
+    from trainer.data_hold import DataHold
+    from trainer.workplace import utc_now
+
+    last = DataHold(settings.home, settings.features, utc_now).last()
+    return None if last is None else {name: last[name] for name in ("at", "held", "accepted")}
+
+
+def _data_in_words(data: dict[str, Any] | None) -> str:
+    if data is None:
+        return "not looked at yet: align3gr quality show"
+    if data["held"]:
+        return f"held: {'; '.join(data['held'])} (align3gr quality accept --why ... lets it pass)"
+    return "within its bounds" + (f", {len(data['accepted'])} breaches accepted" if data["accepted"] else "")
+
+
 def _last_round(settings: "Settings") -> dict[str, Any] | None:
     from trainer.round_state import RoundsTable
 
@@ -110,6 +128,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"reference  {facts['reference'] or 'none: align3gr tokenize, then align3gr sft'}"
         + (" (automatic promotion is held: align3gr policy resume)" if facts["held"] else ""),
         *([f"canary     {canary['version']}, {canary['words']}"] if (canary := facts["canary"]) else []),
+        f"data       {_data_in_words(facts['data'])}",
         f"last round {last['round_id'] + ', ' + (last['outcome'] or last['status']) if last else 'none'}",
     ]
     return "\n".join(lines)

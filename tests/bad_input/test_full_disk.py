@@ -47,7 +47,7 @@ def _free(folder: Path) -> int:
 
 
 LEFT_BY = {
-    "round": [r"rounds(/.*)?", "datasets"],
+    "round": [r"rounds(/.*)?", "datasets", r"quality(/.*)?"],
     "tokenize": [],
     "sft": [r"sft(/.*)?"],
     "catalogue": [],

@@ -456,3 +456,15 @@ class another_process_holding:  # noqa: N801 - reads as a phrase
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             stream.close()
+
+
+def test_a_refresh_on_data_that_left_its_bounds_holds_and_says_why(tmp_path: Path) -> None:
+    world, wrong = World(RoundsTable(tmp_path), feedback=500), ["user u1 sent 40% of the events"]
+    surroundings = replace(world.surroundings(), quality=lambda: wrong)
+    scheduler = Scheduler(world.table, SETTINGS, surroundings)
+    found = scheduler.refresh()
+    assert (found.outcome, world.runs) == ("held", [])
+    assert "user u1 sent 40% of the events" in found.why
+    assert "align3gr quality accept" in found.why
+    wrong.clear()
+    assert scheduler.refresh().outcome == "started"
