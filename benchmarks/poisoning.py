@@ -36,6 +36,7 @@ import torch
 from msgspec.structs import replace
 from pydantic import SecretStr
 
+from align3gr.console import say
 from align3gr.demo.world import WorldSize
 from benchmarks.loop.arms import STARTED, Arm, LoopOptions, RoundFigures
 from benchmarks.loop.worlds import Ints, Levels, LoopWorld, demo
@@ -281,11 +282,6 @@ def run(seed: int, wanted: argparse.Namespace) -> dict[str, Any]:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return {"seed": seed, **found}
-
-
-def say(words: str) -> None:
-    """Progress, beside the result."""
-    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
