@@ -28,7 +28,7 @@ check: install
 test test-all: export OMP_NUM_THREADS ?= 1
 
 test: check
-	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadgroup
+	$(BIN)/pytest -m "not slow" --numprocesses 3 --dist loadfile
 
 test-all: check
 	$(BIN)/pytest

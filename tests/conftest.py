@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from ingest.broker import Broker, embedded_broker, kafka_broker, kafka_home
 from ingest.settings import KafkaSettings
@@ -21,19 +22,20 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests share a worker (``--dist loadgroup``): those of a file, and those that share what is dear.
+class _Together(LoadScopeScheduling):
+    """The tests of a file share a worker, and so do those that share what is dear to start: one Apache Kafka,
+    and one process that has imported torch, instead of one a worker."""
 
-    One Apache Kafka, and one process that has imported torch, instead of one a worker.
-    """
-    for item in items:
-        group = item.nodeid.partition("::")[0]
-        if item.get_closest_marker("kafka"):
-            group = "kafka"
-        elif item.path.parent.name == "bad_input":
-            group = "bad_input"
-        item.add_marker(pytest.mark.xdist_group(group))
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if "[kafka" in nodeid:
+            return "kafka"
+        return "bad_input" if "/bad_input/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Which worker runs which tests, whatever ``--dist`` says."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")

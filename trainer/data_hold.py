@@ -61,7 +61,9 @@ class DataHold:
         return verdict
 
     def require(self, snapshot: LogSnapshot) -> None:
-        """Raises DataHeld where a refresh must wait."""
+        """Raises DataHeld where a refresh must wait; an empty log is the refresh's own to refuse."""
+        if not snapshot.files:
+            return
         verdict = self.look(snapshot)
         if verdict.held:
             raise DataHeld(f"the data left its bounds: {'; '.join(verdict.held)}; {WAY_OUT}")

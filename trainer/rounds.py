@@ -24,6 +24,7 @@ from features.errors import BadInput
 from policies.directory import base_directory, verify
 from policies.gate.own import own_checks
 
+from .data_hold import DataHold
 from .errors import TrainerError
 from .lease import Lease
 from .made_with import made_with
@@ -53,16 +54,19 @@ class RoundIsOver(TrainerError, BadInput):  # noqa: N818
     """The round to resume has ended."""
 
 
-def start_round(workplace: Workplace, *, seed: int | None = None, device: str | None = None) -> RoundState:
+def start_round(
+    workplace: Workplace, *, seed: int | None = None, device: str | None = None, accept_data: bool = False
+) -> RoundState:
     """Run a new round to its end; returns its last state.
 
-    ``seed``: default the settings' plus the round's number; ``device``: default the settings'. Raises
-    RoundRunning while another round runs, ClockWentBack, NothingToImprove without a reference, PolicyRefused
-    when it is damaged, LogMissing, and what the steps raise: an error that is bad input (an empty log, too
-    few likes) ends the round as failed, any other leaves it to be resumed.
+    ``seed``: default the settings' plus the round's number; ``device``: default the settings'.
+    ``accept_data``: learn from data that left its bounds, too. Raises RoundRunning while another round runs,
+    ClockWentBack, NothingToImprove without a reference, PolicyRefused when it is damaged, LogMissing,
+    DataHeld, and what the steps raise: an error that is bad input (an empty log, too few likes) ends the
+    round as failed, any other leaves it to be resumed.
     """
     with round_lease(workplace):
-        state = _first_state(workplace, seed, device) if workplace.ranks.leads else None
+        state = _first_state(workplace, seed, device, accept_data) if workplace.ranks.leads else None
         workplace.ranks.wait()
         return _run(workplace, state or _newest(workplace.rounds))
 
@@ -102,7 +106,7 @@ def _newest(rounds: RoundsTable) -> RoundState:
     return state
 
 
-def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> RoundState:
+def _first_state(workplace: Workplace, seed: int | None, device: str | None, accept_data: bool) -> RoundState:
     """Pin what the round depends on and give it its number."""
     played = [stage.name for stage in workplace.trainer.preference.stages if stage.selfplay]
     if played:
@@ -121,6 +125,8 @@ def _first_state(workplace: Workplace, seed: int | None, device: str | None) -> 
     own_checks(workplace.policies.gate.checks)  # one that is missing is told before anything is trained
     wanted = workplace.trainer.round
     snapshot = workplace.log().snapshot()
+    if not accept_data:
+        DataHold(workplace.home, workplace.features, workplace.clock).require(snapshot)
     feedback = workplace.count_feedback(snapshot.files)
     place = place_for(device or wanted.device)
     state = workplace.rounds.create(

@@ -49,8 +49,6 @@ def round_(
         return
     wanted = device or settings.trainer.round.device
     _require_device(wanted)
-    if resume is None and not accept_data and not launched():
-        _require_data(settings)
     if not launched() and (command := launch_command(wanted)):
         import os
         import sys
@@ -65,22 +63,9 @@ def round_(
         else:
             if last is not None and last.status == "running" and ranks.leads:
                 say(f"round {last.round_id} was left unfinished: align3gr round --resume {last.round_id}")
-            state = start_round(workplace, seed=seed, device=device)
+            state = start_round(workplace, seed=seed, device=device, accept_data=accept_data)
     if ranks.leads:
         emit(_facts(state), as_json, lambda: _text(state))
-
-
-def _require_data(settings: "Settings") -> None:
-    """Raises DataHeld; a log that is not there is the round's own to say."""
-    from features.log import LogMissing
-    from trainer.data_hold import DataHold
-
-    workplace = _workplace(settings)
-    try:
-        snapshot = workplace.log().snapshot()
-    except LogMissing:
-        return
-    DataHold(settings.home, settings.features, workplace.clock).require(snapshot)
 
 
 def _again(settings: "Settings", named: str, device: str | None, *, given: bool, as_json: bool) -> None:

@@ -11,8 +11,10 @@ import pytest
 from align3gr.__main__ import app
 from align3gr.console import run
 from features.log import LOG_SCHEMA, FeedbackLog
+from policies.ledger import PromotionLedger
 from tests.features.feedback_oracle import row
 from tests.features.test_quality import BAD_DAYS, days
+from tests.policies.factory import write_tiny_policy
 
 
 @pytest.fixture
@@ -36,6 +38,8 @@ def test_a_bad_day_is_shown_held_and_accepted(home: Path, capsys: pytest.Capture
     assert "user greedy" in facts["held"][0]
     run(app, ["status", "--json"])
     assert json.loads(capsys.readouterr().out)["data"]["held"] == facts["held"]
+    write_tiny_policy(home / "policies" / "v1")
+    PromotionLedger(home / "ledger").promote("v1", expects=None, who="test", why="test")
     assert run(app, ["round"]) == 2
     assert "the data left its bounds: user greedy" in capsys.readouterr().err
     assert run(app, ["quality", "accept", "--why", "a load test"]) == 0
