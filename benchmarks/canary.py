@@ -38,7 +38,7 @@ import numpy as np
 
 from benchmarks.loop.canary_world import course
 from benchmarks.loop.trials import wilson
-from benchmarks.measuring import commit
+from benchmarks.measuring import circumstances, clocks, record, since
 from benchmarks.serving import USERS, Response, Server, ask, build_policies, land_users
 from features.online.follow import follow
 from features.settings import FeatureSettings
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "canary.json")
     wanted = parser.parse_args()
-    started, measured = time.perf_counter(), commit()
+    started, where = clocks(), circumstances()
     parts: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
         "answers": (
             f"answers_{wanted.how}_{wanted.share:g}_busy_{wanted.busy}",
@@ -248,18 +248,9 @@ def main() -> None:
     }
     key, part = parts[wanted.part]
     facts = part()
-    held = json.loads(wanted.out.read_text(encoding="utf-8")) if wanted.out.exists() else {}
-    held[key] = {
-        "command": "python benchmarks/canary.py " + " ".join(sys.argv[1:]),
-        "commit": measured,
-        "device": "2 shared CPU cores",
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        **facts,
-    }
-    wanted.out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    row = record(wanted.out, key, {**where, **since(started), **facts})
     if wanted.json:
-        print(json.dumps(held[key]))
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,9 @@ commit, device, date and seconds.
 
 import argparse
 import json
-import platform
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ import numpy as np
 from align3gr.demo.world import WorldSize
 from benchmarks.loop.trials import Log, TrialWorld, wilson
 from benchmarks.loop.worlds import demo, jester
-from benchmarks.measuring import commit
+from benchmarks.measuring import circumstances, clocks, record, since
 from policies.gate import Decision, decide
 from policies.sequential import ConfidenceSequence
 from policies.settings import GateSettings
@@ -251,25 +248,6 @@ def sequences(runs: int) -> dict[str, Any]:
 BATCHES, BATCH = 25, 80
 
 
-def record(out: Path, key: str, facts: dict[str, Any], seconds: float) -> None:
-    """Put one part into the file of results."""
-    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
-    held[key] = {
-        "command": "python benchmarks/gate_power.py "
-        + " ".join(
-            "jester/" if before == "--folder" else word
-            for before, word in zip(sys.argv, sys.argv[1:], strict=False)
-        ),
-        "commit": commit(),
-        "device": f"CPU, {platform.machine()}, one thread, on a machine shared with other work",
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(time.process_time(), 1),
-        **facts,
-    }
-    out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -282,10 +260,10 @@ def main() -> None:
     wanted = parser.parse_args()
     if wanted.world == "jester" and wanted.folder is None:
         parser.error("--world jester needs --folder with ratings.npz and jokes.jsonl.gz")
-    started = time.perf_counter()
+    started, where = clocks(), circumstances()
 
     def note(key: str, facts: dict[str, Any]) -> None:
-        record(wanted.out, key, facts, time.perf_counter() - started)
+        record(wanted.out, key, {**where, **since(started), **facts})
 
     if wanted.part == "candidates":
         key = f"candidates_{wanted.world}"

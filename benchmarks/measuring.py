@@ -1,9 +1,16 @@
-"""What every benchmark asks of its own process: its clocks, its memory, and the commit it measures."""
+"""What every benchmark asks of its own process: clocks, memory, commit, command; and how a result is kept."""
 
+import json
+import os
+import platform
 import resource
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,3 +53,37 @@ def commit() -> str:
     found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"]).returncode
     return (found.strip() or "unknown") + (" and changes" if changed else "")
+
+
+def command(words: Sequence[str] | None = None) -> str:
+    """The command line (``words``: its arguments) without this machine's folders: of a folder its name, of
+    ``--out`` nothing."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    said = [f"OMP_NUM_THREADS={threads}"] if threads else []
+    said += ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
+    given = list(sys.argv[1:] if words is None else words)
+    while given:
+        word = given.pop(0)
+        if word == "--out":
+            given[:1] = []
+        else:
+            said.append(f"{Path(word).name}/" if Path(word).is_dir() else word)
+    return " ".join(said)
+
+
+def circumstances(words: Sequence[str] | None = None) -> dict[str, str]:
+    """Command (``words``: its arguments), commit, device and date of a result."""
+    return {
+        "command": command(words),
+        "commit": commit(),
+        "device": f"CPU, {platform.machine()}, {os.cpu_count()} cores",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+
+
+def record(out: Path, key: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Put one part into the file of results; the part as it stands there."""
+    held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {}
+    held[key] = facts
+    out.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+    return facts

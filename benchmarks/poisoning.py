@@ -25,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from align3gr.console import say
 from align3gr.demo.world import WorldSize
 from benchmarks.loop.arms import STARTED, Arm, LoopOptions, RoundFigures
 from benchmarks.loop.worlds import Ints, Levels, LoopWorld, demo
-from benchmarks.measuring import clocks, commit, since
+from benchmarks.measuring import circumstances, clocks, since
 from features.interactions import Interaction, Kind
 from features.log import FeedbackLog
 from features.manifest import read_manifest
@@ -211,7 +211,7 @@ def main(line: Sequence[str] | None = None) -> None:
         parser.error("--share must be in 0..1 and --targets in 1..--items")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    started, runs = clocks(), []
+    started, where, runs = clocks(), circumstances(line), []
     for seed in range(wanted.first_seed, wanted.first_seed + wanted.seeds):
         runs.append(run(seed, wanted))
     arms = {name: summary(name, runs) for name in wanted.arms}
@@ -223,16 +223,8 @@ def main(line: Sequence[str] | None = None) -> None:
             + f"  rise {rise:+.1%} [{low:+.1%}, {high:+.1%}]"
         )
     if wanted.json:
-        taken = {name: round(value, 1) for name, value in since(started).items()}
-        facts = {
-            "command": "OMP_NUM_THREADS=1 python benchmarks/poisoning.py " + " ".join(line or sys.argv[1:]),
-            "commit": commit(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "device": DEVICE, **taken,
-            "arms": arms, "runs": runs,
-        }  # fmt: skip
+        facts = {**where, **since(started), "arms": arms, "runs": runs}
         print(json.dumps(facts))
-
-
-DEVICE = "2 shared CPU cores"
 
 
 def summary(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:

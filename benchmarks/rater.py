@@ -20,11 +20,9 @@ share not rated, and of those rated disliked the share that are (the same for li
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measuring import commit
+from benchmarks.measuring import circumstances
 from features.interactions import Kind
 from features.levels import PAPER_SCALE
 from features.split import bucket_of
@@ -192,16 +190,6 @@ def fitted_words(texts: list[str], stars: NDArray[np.int64]) -> Callable[[Sequen
     )
     pipeline.fit(texts, stars)
     return lambda some: [int(answer) for answer in pipeline.predict(list(some))]
-
-
-def circumstances() -> dict[str, str]:
-    """Where and when."""
-    return {
-        "command": "python benchmarks/rater.py FOLDER --json",
-        "commit": commit(),
-        "device": f"{platform.processor() or platform.machine()}, {platform.system()}",
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-    }
 
 
 if __name__ == "__main__":

@@ -236,10 +236,12 @@ def make_move(home: Path, ledger: PromotionLedger, move: str) -> int:
 
 def references_within(moves: list[LedgerEntry], at: datetime) -> set[str | None]:
     """Versions that were the reference at some moment of the 2 s before ``at``."""
-    spans = [(move.at, move.target) for move in moves if move.action in ("promote", "rollback")]
+    spans = [(move.at, move.reference) for move in moves]
     ends = [start for start, _ in spans[1:]] + [datetime.max.replace(tzinfo=UTC)]
     return {
-        target for (start, target), end in zip(spans, ends, strict=True) if start <= at and end >= at - GRACE
+        reference
+        for (start, reference), end in zip(spans, ends, strict=True)
+        if start <= at and end >= at - GRACE
     }
 
 

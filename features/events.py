@@ -131,23 +131,15 @@ def _leave_out_marked(
         "create or replace temp table marks"
         " (u integer, landed_at timestamptz, kafka_partition integer, kafka_offset bigint, mark varchar)"
     )
-    for name, made, on in (
-        ("events_marked", "marked", trust.marks),
-        ("events_capped", "capped", trust.caps),
-    ):
+    for name, on in (("events_marked", trust.marks), ("events_capped", trust.caps)):
         if not on:
             continue
         execute(con, name, values)
-        (found,) = _row(con, f"select count(*) from {made}")
+        con.execute("insert into marks select * from doubted")
+        (found,) = _row(con, "select count(*) from doubted")
         if found:
-            con.execute(
-                "create or replace temp table doubted as"
-                f" select u, landed_at, kafka_partition, kafka_offset, min(mark) as mark from {made}"
-                " group by u, landed_at, kafka_partition, kafka_offset"
-            )
-            con.execute("insert into marks select * from doubted")
             execute(con, "events_unmarked", {})
-        con.execute(f"drop table {made}")
+        con.execute("drop table doubted")
     counted = con.execute("select mark, count(*) from marks group by mark order by mark").fetchall()
     return {str(mark): int(count) for mark, count in counted}
 

@@ -5,7 +5,7 @@
 -- What no record speaks of stays as it is: the producer may have request ids of its own.
 -- Almost nothing is marked, so every check asks for what is missing (an anti join) and gathers nothing about
 -- the rest; of several marks of a row the first in the order above counts.
-create or replace temp table marked as
+create or replace temp table doubted as
 with placed as (
     select u, q, i, position, arrived_at from keyed where served and q is not null
 ),

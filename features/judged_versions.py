@@ -5,7 +5,7 @@ from datetime import datetime
 import pyarrow as pa
 
 from .duck import connect
-from .events import each_shard, number, parameters
+from .events import each_shard, look_at, number, parameters
 from .log import LogSnapshot
 from .queries import fetch
 from .settings import FeatureSettings
@@ -43,7 +43,13 @@ def judged_versions(
     }
     found = [JUDGED_SCHEMA.empty_table()]
     with connect(settings) as con:
-        number(con, snapshot, settings)
+        look_at(con, snapshot)
+        met = con.execute(
+            "select distinct user_id from logged where kind = 'served' and occurred_at >= $since"
+            " and policy_version in ($first_version, $second_version)",
+            {name: values[name] for name in ("since", "first_version", "second_version")},
+        ).fetchall()
+        number(con, snapshot, settings, [user_id for (user_id,) in met])
         for _ in each_shard(con, settings, snapshot.watermark):
             table = fetch(con, "judged_by_version", values)
             found.append(table.select(JUDGED_SCHEMA.names).cast(JUDGED_SCHEMA))

@@ -123,11 +123,7 @@ class PromotionLedger:
         """
 
         def move(state: "_State") -> tuple[str | None, str | None]:
-            if state.reference != expects:
-                raise LedgerConflict(
-                    f"{version} was to replace {expects or 'nothing'}, but the reference is "
-                    f"{state.reference or 'none'}: look at `align3gr policy history` and decide again"
-                )
+            _require_reference(state, expects, f"{version} was to replace {expects or 'nothing'}")
             _may_be_introduced(version, state, automatic=automatic)
             return version, expects
 
@@ -147,11 +143,7 @@ class PromotionLedger:
                 raise LedgerConflict(
                     f"{version} needs a reference beside it to be a canary: promote one first"
                 )
-            if state.reference != expects:
-                raise LedgerConflict(
-                    f"{version} was to stand beside {expects}, but the reference is "
-                    f"{state.reference or 'none'}: look at `align3gr policy history` and decide again"
-                )
+            _require_reference(state, expects, f"{version} was to stand beside {expects}")
             if state.canary is not None:
                 raise CanaryUnderWay(_under_way(state.canary))
             _may_be_introduced(version, state, automatic=automatic)
@@ -348,6 +340,14 @@ def _under_way(canary: Canary) -> str:
         f"{canary.version} is the canary and has {canary.share:.4g} of users: wait for it, or end it with "
         f"`align3gr policy withdraw {canary.version}`"
     )
+
+
+def _require_reference(state: _State, expects: str | None, wanted: str) -> None:
+    if state.reference != expects:
+        raise LedgerConflict(
+            f"{wanted}, but the reference is {state.reference or 'none'}: look at `align3gr policy history` "
+            "and decide again"
+        )
 
 
 def _require_share(share: float) -> None:

@@ -48,7 +48,7 @@ class Canary:
 class LedgerEntry:
     """One move. ``source``, ``target``: the reference before and after it (``from`` and ``to`` on disk).
 
-    Of ``canary`` and ``withdraw`` ``target`` is the canary, and the reference stays ``source``.
+    Of ``canary`` and ``withdraw`` ``target`` is the canary, of ``anchor`` the anchor; the reference stays.
     """
 
     seq: int
@@ -61,6 +61,11 @@ class LedgerEntry:
     why: str
     share: float | None = None
     """Of users; of ``canary`` only."""
+
+    @property
+    def reference(self) -> str | None:
+        """The reference after the move."""
+        return self.source if self.action in ("anchor", "canary", "withdraw") else self.target
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of the entry's file."""

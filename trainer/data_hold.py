@@ -50,15 +50,7 @@ class DataHold:
 
     def look(self, snapshot: LogSnapshot) -> Verdict:
         """Measure ``snapshot``, keep the verdict for status, and say what holds."""
-        report = quality_of(snapshot, self._settings)
-        accepted = self._accepted(report)
-        held = [one.words for one in report.breaches if (one.code, one.about) not in accepted]
-        taken = [one.words for one in report.breaches if (one.code, one.about) in accepted]
-        verdict = Verdict(report, tuple(held) if self._settings.quality.hold else (), tuple(taken))
-        self.directory.mkdir(parents=True, exist_ok=True)
-        facts = {"at": self._clock().isoformat(), "held": list(verdict.held), "accepted": taken}
-        write_json(self.directory / _LAST, {**facts, "report": report.as_dict()})
-        return verdict
+        return self._judged(quality_of(snapshot, self._settings))
 
     def require(self, snapshot: LogSnapshot) -> None:
         """Raises DataHeld where a refresh must wait; an empty log is the refresh's own to refuse."""
@@ -83,7 +75,7 @@ class DataHold:
             "at": self._clock().isoformat(),
         }
         write_json(self.directory / _ACCEPTED, facts)
-        return self.look(snapshot)
+        return self._judged(report)
 
     def forget(self, user_id: str) -> None:
         """Remove what names this user; the next look measures anew."""
@@ -96,6 +88,16 @@ class DataHold:
     def last(self) -> dict[str, Any] | None:
         """What the last look found; None where nobody has looked."""
         return self._read(_LAST)
+
+    def _judged(self, report: QualityReport) -> Verdict:
+        accepted = self._accepted(report)
+        held = [one.words for one in report.breaches if (one.code, one.about) not in accepted]
+        taken = [one.words for one in report.breaches if (one.code, one.about) in accepted]
+        verdict = Verdict(report, tuple(held) if self._settings.quality.hold else (), tuple(taken))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        facts = {"at": self._clock().isoformat(), "held": list(verdict.held), "accepted": taken}
+        write_json(self.directory / _LAST, {**facts, "report": report.as_dict()})
+        return verdict
 
     def _accepted(self, report: QualityReport) -> set[tuple[str, str]]:
         facts = self._read(_ACCEPTED)

@@ -350,8 +350,7 @@ def _user() -> str:
 
 def _tell(entry: "LedgerEntry", as_json: bool) -> None:
     move = entry.as_dict()
-    reference = entry.source if entry.action in ("canary", "withdraw") else entry.target
-    emit({**move, "reference": reference}, as_json, lambda: _sentence(move))
+    emit({**move, "reference": entry.reference}, as_json, lambda: _sentence(move))
 
 
 def _sentence(move: dict[str, Any]) -> str:

@@ -108,20 +108,18 @@ class Recommender:
         self.metrics, self.settings = metrics, settings
         self._key, self._now = request_key, now
         self._random = random_source or random.Random()
-        self._batcher: Batcher[Ask, Slate] = Batcher(
-            self._decode,
-            size=settings.batch_size,
-            queue=settings.queue_size,
-            timeout_seconds=settings.request_timeout_seconds,
-            prepare=prepare,
-        )
-        self._canary_batcher: Batcher[Ask, Slate] = Batcher(
-            self._decode_canary,
-            size=settings.batch_size,
-            queue=settings.queue_size,
-            timeout_seconds=canary.deadline_s,
-            prepare=prepare,
-        )
+
+        def lane(decode: Callable[[Sequence[Ask]], list[Slate]], seconds: float) -> Batcher[Ask, Slate]:
+            return Batcher(
+                decode,
+                size=settings.batch_size,
+                queue=settings.queue_size,
+                timeout_seconds=seconds,
+                prepare=prepare,
+            )
+
+        self._batcher = lane(self._decode, settings.request_timeout_seconds)
+        self._canary_batcher = lane(self._decode_canary, canary.deadline_s)
         self._watch = CanaryWatch(canary, swap.refuse, metrics)
         self._eligible: dict[bool, tuple[Policy, frozenset[str] | None, Eligible]] = {}
         self.features_error: str | None = None

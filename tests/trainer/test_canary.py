@@ -218,7 +218,7 @@ def test_an_item_of_two_versions_of_before_or_of_an_open_window_counts_for_neith
     both = [*shown("a"), *shown("a", at=5, version="v2")]
     before = shown("b", at=-20)
     open_window = shown("c", at=24 * 60 - 10)
-    rows = [*both, *before, *open_window, *shown("d"), *shown("e", kind="hide")]
+    rows = [*both, *before, *open_window, *shown("d"), *shown("e", at=2, kind="hide")]
     assert judged(tmp_path, *rows, wanted=1) == {("u", "v1"): 1.0}
     assert judged(tmp_path / "two", *rows, wanted=2) == {("u", "v1"): 0.5}
     assert judged(tmp_path / "three", *rows, wanted=3) == {}
