@@ -63,7 +63,7 @@ T5 = "its own T5 with prompts of its own; no setting of ours"
 ROWS = (
     Row("popularity", "what most training histories hold"),
     Row("itemknn", "item-based neighbours, cosine, shrunk"),
-    Row("rules", "sequential rules (trainer/sft/rules.py)"),
+    Row("rules", "sequential rules (trainer/sft/votes.py)"),
     Row("als", "MF: implicit's ALS", "MF", seeded=True),
     Row("bpr", "MF: implicit's BPR", "MF", seeded=True),
     Row("sasrec", "SASRec, full cross-entropy (trainer/sft/sasrec.py)", "SASRec", seeded=True),

@@ -1,12 +1,14 @@
-"""Does preference training help? Self-play stages against an SFT continued for as many steps, user by user.
+"""Does preference training help? Its stages against an SFT continued for as many steps, user by user.
 
-    python benchmarks/preference_benefit.py beauty/ --policy DIR [--json] [--users 4000] [--train-users 4000]
-        [--seeds 3] [--back 1] [--rows ...] [--keep DIR] [--record FILE]
+    python benchmarks/preference_benefit.py beauty/ [--policy DIR] [--settings FILE] [--users 4000] [--json]
+        [--train-users 4000] [--seeds 3] [--back 1] [--rows ...] [--keep DIR] [--record FILE]
 
-FOLDER holds ``sequences.jsonl.gz``; DIR is a full policy that was trained on every history without its
-last two items (benchmarks/offline.py keeps such ones). Self-play sees the same items and no others. Every row
-learns from the same users' targets in as many optimizer steps, with the same LoRA, optimizer and learning
-rate; what differs is what is rejected, and in which order:
+FOLDER holds ``sequences.jsonl.gz`` (and ``items.jsonl.gz``), or ratings of MovieLens or Amazon. DIR is a full
+policy that saw nothing of the last three items of each user (``align3gr sft --leave-out 3``); without it one
+is trained by the settings. The last item is to be found; nothing learns from it or from the one before it.
+Preference training learns from what SFT has not seen (benchmarks/baselines/material.py). Rows of one start
+learn from the same samples in as many optimizer steps, with the same LoRA, optimizer and learning rate; what
+differs is what is rejected, and in which order:
 
     sft          the policy as it is
     sft-more     the targets' log-likelihood alone, in as many steps: what the steps are worth by themselves
@@ -15,8 +17,11 @@ rate; what differs is what is rejected, and in which order:
     sp-easy, sp-medium, sp-hard   the chain after each stage; the last is progressive SP-DPO
     sp-shuffled  the chain's very samples, candidates drawn once, in one stage in random order
     sp-once      the chain on those samples, easy -> medium -> hard
-    rf-mixed, rf-progressive      need feedback levels, which a data set of bare sequences does not have
+    rounds-more, -mixed, -easy, -hard   feedback on the SFT policy, as rounds learn it: the likes' likelihood
+                 alone, both grades of rejected items in random order, easy -> hard
+    rf-more, -mixed, -easy, -hard       the same on the policy behind sp-hard: the paper's last two rows
 
+Feedback needs levels: a data set of bare sequences has none, and the benchmark says so beside these rows.
 The full catalogue is ranked, seen items left out. Differences are paired: 95% bootstrap intervals over users
 (and seeds). ``--back 2`` looks for the validation item, for choosing settings. ``--json``: the last line is
 one object [rows: name, figures, against sft and sft-more: metric -> [share, low, high]].
@@ -39,24 +44,35 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from benchmarks.baselines.preference import Bench, Measured, say
+from align3gr.console import say
+from benchmarks.baselines.material import NO_LEVELS, TOO_FEW, Material, material
+from benchmarks.baselines.policies import base_policy
+from benchmarks.baselines.preference import Bench, Measured
 from benchmarks.measuring import commit
 from trainer.metrics import Bootstrap, IntArray
 from trainer.preference.selfplay import STAGES
 from trainer.settings import TrainerSettings
 
 METRICS = ("recall@1", "ndcg@10", "recall@10", "recall@50", "recall@100")
-LEVELS = "the data set has no feedback levels: no dislike, no impression"
-NOT_RUN = {"rf-mixed": LEVELS, "rf-progressive": LEVELS}
+ROUNDS = ("rounds-more", "rounds-mixed", "rounds-easy", "rounds-hard")
+RF = ("rf-more", "rf-mixed", "rf-easy", "rf-hard")
 PAPER = {
     "sdpo": ("Softmax-DPO", 0.1295, 0.0972),
     "sp-mixed": ("SP-DPO", 0.1356, 0.1033),
     "sp-hard": ("progressive SP-DPO", 0.1396, 0.1042),
     "rf-mixed": ("RF-DPO", 0.1414, 0.1049),
-    "rf-progressive": ("progressive RF-DPO", 0.1442, 0.1113),
+    "rf-hard": ("progressive RF-DPO", 0.1442, 0.1113),
 }
 """The paper's ablation on Instruments, Recall@10 and NDCG@10: a 7B model, test targets as chosen."""
-ROWS = ("sft", "sft-more", "sdpo", "sp-mixed", *STAGES, "sp-shuffled", "sp-once")
+ROWS = ("sft", "sft-more", "sdpo", "sp-mixed", *STAGES, "sp-shuffled", "sp-once", *ROUNDS, *RF)
+CONTROLS = {
+    "sp-once": ("sft", "sft-more", "sp-shuffled"),
+    **dict.fromkeys(ROUNDS, ("sft", "rounds-more")),
+    "rounds-hard": ("sft", "rounds-more", "rounds-mixed"),
+    **dict.fromkeys(RF, ("sft", "sp-hard", "rf-more")),
+    "rf-hard": ("sft", "sp-hard", "rf-more", "rf-mixed"),
+}
+"""Which rows a row is held against, where both are run; those not named: sft and sft-more."""
 COVERAGE_RESAMPLES = 200
 
 
@@ -65,16 +81,19 @@ def main(line: Sequence[str] | None = None) -> None:
     wanted = arguments(line)
     torch.set_num_threads(wanted.threads)
     keep = wanted.keep or Path(tempfile.mkdtemp())
-    base = kept_policy(wanted.policy, keep)
     trainer = settings_from(wanted)
+    data = material(wanted.folder, trainer.curriculum.fresh)
     found: dict[str, list[Measured]] = {}
+    base = kept_policy(wanted.policy or trained_policy(data, trainer, keep, seed=0), keep)
     for seed in range(wanted.seeds):
-        for name, measured in one_seed(Bench(wanted, trainer, seed, base), wanted.rows):
+        for name, measured in one_seed(Bench(wanted, trainer, seed, base, data), wanted.rows):
             found.setdefault(name, []).append(measured)
-            brief(name, seed, measured, found["sft"][0])
-    rows = [row_of(name, found) for name in (*ROWS, *NOT_RUN) if name in found or name in NOT_RUN]
+            brief(name, seed, measured, found["sft"][-1])
+    told = any(name in found for name in (*ROUNDS, *RF))
+    rows = [row_of(name, found) for name in ROWS if name in found]
+    rows += [] if told else [not_run(name, data) for name in (*ROUNDS, *RF) if name in wanted.rows]
     facts = {
-        "dataset": wanted.folder.resolve().name,
+        "dataset": data.name,
         "users": wanted.users or "all",
         "train_users": wanted.train_users or "all",
         "item": {1: "test", 2: "validation"}[wanted.back],
@@ -91,6 +110,15 @@ def main(line: Sequence[str] | None = None) -> None:
         wanted.record.write_text(json.dumps(origin | {"result": facts}, indent=1) + "\n")
     if wanted.json:
         print(json.dumps(facts))
+
+
+def trained_policy(data: Material, trainer: TrainerSettings, keep: Path, seed: int) -> Path:
+    """The base policy of ``data``, trained unless it is there; one for all seeds of what comes after it."""
+    made = trainer.tokenization.model_dump_json() + trainer.sft.model_dump_json()
+    place = keep / f"base-{data.name}-{manifest_key(made.encode())}"
+    return base_policy(
+        place, data.items, data.sft_histories, trainer, seed, lineage={"leave_out": data.leave_out}
+    )
 
 
 def kept_policy(policy: Path, keep: Path) -> Path:
@@ -123,13 +151,19 @@ def one_seed(bench: Bench, rows: Sequence[str]) -> Any:
     if "sp-once" in rows:
         last = list(bench.chain(once=True).items())[-1]
         yield "sp-once", bench.measure(last[1], f"once-{last[0]}")
+    if bench.feedback:
+        for prefix, names in (("rounds", ROUNDS), ("rf", RF)):
+            if any(name in rows for name in names):
+                start = bench.base if prefix == "rounds" else list(bench.chain(once=False).values())[-1]
+                for name, policy in bench.rounds(prefix, start).items():
+                    yield name, bench.measure(policy, name)
 
 
 def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--policy", type=Path, required=True, help="A full policy directory.")
+    parser.add_argument("--policy", type=Path, default=None, help="A full policy; none: one is trained.")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--users", type=int, default=None, help="Test users, always the same.")
     parser.add_argument("--train-users", type=int, default=None, help="Users that self-play learns from.")
@@ -137,6 +171,7 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--back", type=int, default=1, choices=(1, 2), help="1: test, 2: validation item.")
     parser.add_argument("--beam", type=int, default=100, help="Prefixes a level; Recall@k up to it.")
     parser.add_argument("--settings", type=Path, default=None, help="An align3gr.yaml.")
+    parser.add_argument("--sft", nargs="*", default=[], help="Of the policy trained here: epochs=12 ...")
     parser.add_argument("--set", nargs="*", default=[], help="Of every stage: beta=2 learning_rate=1e-4 ...")
     parser.add_argument("--play", nargs="*", default=[], help="Of self-play: negatives=nearest ...")
     parser.add_argument("--device", default="cpu")
@@ -148,7 +183,7 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
 
 
 def settings_from(wanted: argparse.Namespace) -> TrainerSettings:
-    """The file's settings, or the defaults, with what --set and --play change."""
+    """The file's settings, or the defaults, with what --sft, --set and --play change."""
     trainer = TrainerSettings()
     if wanted.settings is not None:
         from align3gr.settings import load_settings
@@ -162,17 +197,28 @@ def settings_from(wanted: argparse.Namespace) -> TrainerSettings:
     for pair in wanted.play:
         name, value = pair.split("=")
         plain["curriculum"]["selfplay"][name] = value
+    for pair in wanted.sft:
+        name, value = pair.split("=")
+        plain["sft"][name] = json.loads(value)
     return TrainerSettings.model_validate(plain)
 
 
-def row_of(name: str, found: Mapping[str, list[Measured]]) -> dict[str, Any]:
-    """A row's figures, and what it gained over the two SFT rows as shares of theirs."""
-    paper = PAPER.get(name)
+def named(name: str) -> dict[str, Any]:
+    """The row's name, beside the paper's figures where it has such a row."""
     row: dict[str, Any] = {"name": name}
-    if paper is not None:
-        row["paper"] = {"row": paper[0], "recall@10": paper[1], "ndcg@10": paper[2]}
-    if name not in found:
-        return row | {"not_run": NOT_RUN[name]}
+    if name in PAPER:
+        row["paper"] = dict(zip(("row", "recall@10", "ndcg@10"), PAPER[name], strict=True))
+    return row
+
+
+def not_run(name: str, data: Material) -> dict[str, Any]:
+    """A feedback row where there is nothing to learn it from."""
+    return named(name) | {"not_run": TOO_FEW if data.fresh else NO_LEVELS}
+
+
+def row_of(name: str, found: Mapping[str, list[Measured]]) -> dict[str, Any]:
+    """A row's figures, and what it gained over its controls as shares of theirs."""
+    row = named(name)
     mine = found[name]
     tables = {metric: np.stack([one.per_user[metric] for one in mine]) for metric in mine[0].per_user}
     bootstrap = Bootstrap(next(iter(tables.values())).shape[1])
@@ -180,7 +226,7 @@ def row_of(name: str, found: Mapping[str, list[Measured]]) -> dict[str, Any]:
     row["coverage"] = float(np.mean([one.shape.coverage for one in mine]))
     row["popularity"] = float(np.mean([one.shape.popularity for one in mine]))
     row["learned"] = [one.learned for one in mine if one.learned]
-    for other in ("sft", "sft-more"):
+    for other in CONTROLS.get(name, ("sft", "sft-more")):
         if other in found and other != name:
             row[f"against {other}"] = gains(mine, found[other], bootstrap)
     return row
@@ -234,20 +280,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
             say(f"{row['name']:16} not run: {row['not_run']}")
             continue
         say(f"{row['name']:16} N@10 {row['ndcg@10'][0]:.4f} R@10 {row['recall@10'][0]:.4f}")
-        for other in ("sft", "sft-more"):
-            changes = row.get(f"against {other}", {})
-            cells = [f"{name} {one[0]:+.1%} [{one[1]:+.1%}, {one[2]:+.1%}]" for name, one in changes.items()]
-            if cells:
-                say(f"    against {other}: {'; '.join(cells)}")
+        for other, changes in row.items():
+            if other.startswith("against "):
+                cells = [
+                    f"{name} {m:+.1%} [{low:+.1%}, {high:+.1%}]" for name, (m, low, high) in changes.items()
+                ]
+                say(f"    {other}: {'; '.join(cells)}")
 
 
 def words(wanted: argparse.Namespace) -> str:
     """The command line that gives these rows, without paths of this machine."""
-    parts = [f"{wanted.folder.resolve().name}/ --policy DIR --seeds {wanted.seeds} --back {wanted.back}"]
+    parts = [f"{wanted.folder.resolve().name}/ --seeds {wanted.seeds} --back {wanted.back}"]
     parts += [f"--beam {wanted.beam}"]
+    parts += ["--policy DIR"] if wanted.policy else []
+    parts += [f"--settings {wanted.settings.name}"] if wanted.settings else []
     parts += [f"--users {wanted.users}"] if wanted.users else []
     parts += [f"--train-users {wanted.train_users}"] if wanted.train_users else []
     parts += [f"--rows {' '.join(wanted.rows)}"] if tuple(wanted.rows) != ROWS else []
+    parts += [f"--sft {' '.join(wanted.sft)}"] if wanted.sft else []
     parts += [f"--set {' '.join(wanted.set)}"] if wanted.set else []
     parts += [f"--play {' '.join(wanted.play)}"] if wanted.play else []
     return " ".join(parts)

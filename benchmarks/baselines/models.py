@@ -16,8 +16,8 @@ import numpy as np
 
 from trainer.metrics import FloatArray, IntArray, RankingModel
 from trainer.settings import SasRecSettings
-from trainer.sft.rules import Rules
 from trainer.sft.sasrec import SasRec
+from trainer.sft.votes import sequential_rules
 
 from .simple import ItemKnn, Popularity
 
@@ -145,7 +145,7 @@ PARTS = {"mixture": ("sasrec", "rules"), "fusion": ("sasrec", "rules")}
 MODELS: dict[str, Callable[[Shelf, int], RankingModel]] = {
     "popularity": lambda shelf, _: Popularity(shelf.training, shelf.n_items),
     "itemknn": lambda shelf, _: ItemKnn(shelf.training, shelf.n_items),
-    "rules": lambda shelf, _: Rules.fit(shelf.training, shelf.n_items),
+    "rules": lambda shelf, _: sequential_rules(shelf.training, shelf.n_items),
     "sasrec": lambda shelf, seed: LogProbs(
         SasRec.fit(
             shelf.training,

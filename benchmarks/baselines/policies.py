@@ -2,8 +2,11 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from policies.policy import Policy
 from policies.settings import DecodingSettings
@@ -49,6 +52,37 @@ def policy_key(name: str, settings: TrainerSettings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def base_policy(
+    place: Path,
+    items: pa.Table,
+    histories: Sequence[Sequence[str]],
+    settings: TrainerSettings,
+    seed: int,
+    *,
+    lineage: Mapping[str, Any],
+    device: str = "cpu",
+) -> Path:
+    """A codec and a base policy fitted to ``histories`` in the folder ``place``, unless they are there; where
+    the policy lies."""
+    if not (place / "codec").is_dir():
+        tokenization = settings.tokenization.model_copy(update={"without_text": "allow"})
+        fit_codec(items, histories, tokenization, place / "codec", seed=seed, device=device)
+    sasrec = settings.sft.sasrec.model_copy(update={"seed": seed})
+    if not (place / "policy").is_dir():
+        train_sft(
+            place / "codec",
+            histories,
+            settings.sft.model_copy(update={"seed": seed, "sasrec": sasrec}),
+            place / "policy",
+            texts=item_texts(items),
+            catalogue=CatalogueText.of(items),
+            lineage=lineage,
+            device=device,
+            checkpoint=place / "checkpoint",
+        )
+    return place / "policy"
+
+
 def measured_policy(
     name: str,
     seed: int,
@@ -71,23 +105,11 @@ def measured_policy(
     place = keep / f"{data.name}-{name}-{policy_key(name, settings)}-{seed}"
     began = time.perf_counter()
     histories = [[str(item) for item in history] for history in data.training]
-    if not (place / "codec").is_dir():
-        tokenization = wanted.tokenization.model_copy(update={"without_text": "allow"})
-        fit_codec(data.items, histories, tokenization, place / "codec", seed=seed, device=device)
-    if not (place / "policy").is_dir():
-        train_sft(
-            place / "codec",
-            histories,
-            wanted.sft.model_copy(update={"seed": seed}),
-            place / "policy",
-            texts=item_texts(data.items),
-            catalogue=CatalogueText.of(data.items),
-            lineage={"leave_out": HELD_BACK},
-            device=device,
-            checkpoint=place / "checkpoint",
-        )
+    directory = base_policy(
+        place, data.items, histories, wanted, seed, lineage={"leave_out": HELD_BACK}, device=device
+    )
     seconds = time.perf_counter() - began
-    policy = Policy.load(place / "policy", device=device, settings=DecodingSettings(beam=20, batch=64))
+    policy = Policy.load(directory, device=device, settings=DecodingSettings(beam=20, batch=64))
     cases = [
         RankingCase(str(user), tuple(str(item) for item in history), str(target))
         for user, (history, target) in enumerate(zip(data.histories, data.targets, strict=True))
@@ -127,7 +149,5 @@ def _next_item(settings: TrainerSettings, *, collaborative: CollaborativeSetting
         }
     )
     tasks = settings.sft.tasks.model_copy(update=dict.fromkeys(settings.sft.tasks.weights, 0.0))
-    sft = settings.sft.model_copy(
-        update={"teacher_weight": 0.0, "teacher_sasrec": 0.0, "item_tokens": 0, "tasks": tasks}
-    )
+    sft = settings.sft.model_copy(update={"teacher_weight": 0.0, "item_tokens": 0, "tasks": tasks})
     return settings.model_copy(update={"tokenization": tokenization, "sft": sft})

@@ -1,12 +1,11 @@
 """The rows of benchmarks/preference_benefit.py: what each one learns from, and how it is measured."""
 
 import argparse
-import gzip
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,8 +23,11 @@ from trainer.preference.selfplay import STAGES, SelfPlay, play
 from trainer.preference.stage import StageRun, run_stage
 from trainer.settings import StageSettings, TrainerSettings
 
-HELD_BACK = 2
-"""Items at the end of each history that nothing learns from: validation and test."""
+from .material import Material
+from .reading import HELD_BACK
+
+LIKELIHOOD = {"beta": 1e-9, "anchor": 1.0}
+"""Of a stage that learns the chosen items' likelihood alone: DPO's gradient is proportional to beta."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,33 @@ class Measured:
 
 
 class Bench:
-    """The folder's cases and one seed's stages, everything kept by name in ``keep``."""
+    """A data set's cases and one seed's stages, everything kept by name in ``keep``."""
 
-    def __init__(self, wanted: argparse.Namespace, trainer: TrainerSettings, seed: int, base: Path) -> None:
+    def __init__(
+        self, wanted: argparse.Namespace, trainer: TrainerSettings, seed: int, base: Path, data: Material
+    ) -> None:
         """``base``: the policy, in a folder of bases; what is made of it lies beside that folder."""
-        self.wanted, self.trainer, self.seed = wanted, trainer, seed
+        self.wanted, self.trainer, self.seed, self.data = wanted, trainer, seed, data
         self.curriculum = trainer.curriculum
         key = [trainer.preference.model_dump_json(), self.curriculum.model_dump_json()]
-        key += [wanted.folder.resolve().name, str(wanted.train_users), str(seed)]
+        key += [data.name, str(wanted.train_users), str(seed)]
         self.base = base
         self.work = (
             base.parent.parent / f"seed{seed}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]}"
         )
         self.work.mkdir(parents=True, exist_ok=True)
         self.stages = [stage for stage in self.curriculum.stages if stage.selfplay]
+        self.histories = data.histories
 
     @cached_property
-    def histories(self) -> dict[str, list[str]]:
-        """User -> items, as item ids of the policy."""
-        with gzip.open(self.wanted.folder / "sequences.jsonl.gz", "rt") as lines:
-            whole = [[str(item) for item in json.loads(line)] for line in lines]
-        return {str(user): items for user, items in enumerate(whole) if len(items) > HELD_BACK}
+    def feedback(self) -> dict[str, tuple[StageSettings, pa.Table]]:
+        """Stage name -> (settings, samples) of each feedback stage that has enough samples, in order."""
+        tables = self.data.feedback(self.base.parent.parent / "feedback")
+        return {
+            stage.name: (stage, tables[stage.feedback])
+            for stage in self.curriculum.stages
+            if stage.feedback in tables and tables[stage.feedback].num_rows >= stage.min_samples
+        }
 
     def some(self, count: int | None, seed: int) -> list[str]:
         """``count`` users drawn by ``seed``; none: all."""
@@ -79,7 +87,7 @@ class Bench:
         if not file.is_file():
             before = [self.histories[user][: -wanted.back] for user in users]
             contexts = [
-                UserContext(user, tuple(items), frozenset(items))
+                UserContext(user, tuple(items), self.data.seen(user, wanted.back))
                 for user, items in zip(users, before, strict=True)
             ]
             found = loaded.recommend(contexts, wanted.beam)
@@ -132,15 +140,31 @@ class Bench:
     def flat(self, name: str) -> Path:
         """A row of one stage with as many samples, hence steps, as the whole chain."""
         drawn = self.played(self.base)
-        table = _joined([drawn.stage(stage.data) for stage in self.stages])
+        table = _joined({stage.name: drawn.stage(stage.data) for stage in self.stages})
         stage = self.stages[0].model_copy(update={"name": name})
-        if name == "sft-more":  # the anchor alone: DPO's gradient is proportional to beta
-            stage = stage.model_copy(update={"beta": 1e-9, "anchor": 1.0})
+        if name == "sft-more":
+            stage = stage.model_copy(update=LIKELIHOOD)
         elif name == "sdpo":
             table = self._rejecting(table, self._of_catalogue)
         elif name == "sp-mixed":
             table = self._rejecting(table, self._of_all_grades(drawn))
         return self.learn(name, self.base, table, stage)
+
+    def rounds(self, prefix: str, start: Path) -> dict[str, Path]:
+        """What feedback makes of ``start``: the likes' likelihood alone (``more``), both grades of rejected
+        items in one stage of random order (``mixed``), one stage after another (by name)."""
+        stages = self.feedback
+        table = _joined({name: table for name, (_, table) in stages.items()})
+        first = next(iter(stages.values()))[0]
+        found = {}
+        for kind, update in (("more", LIKELIHOOD), ("mixed", {})):
+            name = f"{prefix}-{kind}"
+            found[name] = self.learn(name, start, table, first.model_copy(update={"name": name, **update}))
+        policy = start
+        for stage, samples in stages.values():
+            name = f"{prefix}-{stage.name}"
+            policy = found[name] = self.learn(name, policy, samples, stage)
+        return found
 
     def played(self, policy: Path) -> SelfPlay:
         """Candidates of ``policy`` for the training users."""
@@ -204,10 +228,10 @@ class Bench:
         )
 
 
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+def _joined(tables: Mapping[str, pa.Table]) -> pa.Table:
     """One table of all samples; ids stay unique."""
     named = []
-    for table_, stage in zip(tables, STAGES, strict=False):
-        ids = pa.array([f"{one}/{stage}" for one in table_.column("sample_id").to_pylist()], pa.string())
-        named.append(table_.set_column(0, "sample_id", ids))
+    for stage, table in tables.items():
+        ids = pa.array([f"{one}/{stage}" for one in table.column("sample_id").to_pylist()], pa.string())
+        named.append(table.set_column(0, "sample_id", ids))
     return pa.concat_tables(named)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from trainer.errors import CannotTrain
 from trainer.settings import SasRecSettings
 from trainer.sft.catalogue_loss import catalogue_loss
-from trainer.sft.rules import Rules
 from trainer.sft.sasrec import SEED_STRIDE, SasRec
 from trainer.sft.teacher import Teacher
+from trainer.sft.votes import sequential_rules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,7 +88,7 @@ def test_nothing_to_learn_from_is_said() -> None:
 
 
 def test_rules_for_many_users_are_the_formula() -> None:
-    rules = Rules.fit([np.array([0, 1, 2]), np.array([0, 2])], 4)
+    rules = sequential_rules([np.array([0, 1, 2]), np.array([0, 2])], 4)
     # C[0,1] = 1, C[0,2] = 1/2 + 1, C[1,2] = 1; item 0 was met twice.
     damp = 2**-0.5
     expected = [[0, damp, 1.5 * damp, 0], [0, 0, 1 + 1.5 * damp / 2, 0], [0, 0, 0, 0]]
@@ -98,8 +98,9 @@ def test_rules_for_many_users_are_the_formula() -> None:
 
 def test_the_teacher_mixes_both_halves_without_what_was_met(chain: SasRec) -> None:
     sigma = 0.6
-    rules_alone = Teacher.of(CHAIN, 12, keep=12, weight=0.5)
-    mixed = Teacher.of(CHAIN, 12, keep=12, weight=0.5, sasrec=chain, sigma=sigma)
+    rules = sequential_rules(CHAIN, 12)
+    rules_alone = Teacher.of(CHAIN, 12, [(1.0, rules)], keep=12, weight=0.5)
+    mixed = Teacher.of(CHAIN, 12, [(1 - sigma, rules)], keep=12, weight=0.5, sasrec=(sigma, chain))
     history = CHAIN[0]
     for position in range(1, len(history)):
         row = int(mixed.first[0]) + position - 1

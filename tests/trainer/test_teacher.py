@@ -1,4 +1,4 @@
-"""The sequential-rules teacher: its formula, and what distilling it costs and gives."""
+"""The teacher: its formula, what its parts know, and what distilling it costs and gives."""
 
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from policies.codec import ScidCodec
 from policies.prompt import PromptTokens, answer_ids, prompt_ids
 from policies.scoring import pack, token_log_probs
 from tests.trainer import small_world
-from tests.trainer.small_sft import QUICK, model_for, rows_of
+from tests.trainer.small_sft import QUICK, model_for, rows_of, rules_teacher
+from trainer.settings import SasRecSettings, TeacherShares
 from trainer.sft.base_policy import token_map, train_sft
 from trainer.sft.data import branches_of, tree_batch, windows_of
 from trainer.sft.teacher import Teacher
 from trainer.sft.training import accumulate, sample_logits, sample_losses
+from trainer.sft.votes import SHRINK, like_texts, sequential_rules, shared_users
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,7 +41,7 @@ def rules_by_hand(histories: list[list[int]], user: int, position: int) -> dict[
 def test_the_teacher_is_its_formula_and_never_quotes_the_user() -> None:
     random = np.random.default_rng(0)
     histories = [random.permutation(12)[: int(random.integers(1, 12))] for _ in range(15)]
-    teacher = Teacher.of(histories, 12, keep=12, weight=0.5)
+    teacher = rules_teacher(histories, 12, keep=12, weight=0.5)
     for user, history in enumerate(histories):
         for position in range(1, len(history)):
             row = teacher.first[user] + position - 1
@@ -51,12 +53,61 @@ def test_the_teacher_is_its_formula_and_never_quotes_the_user() -> None:
             assert shares.tolist() == sorted(shares.tolist(), reverse=True)
 
 
+def users_by_hand(histories: list[list[int]], user: int, position: int) -> dict[int, float]:
+    """Votes of shared users, loops and all; how often two items meet is counted without the user's own."""
+    of = {item: {at for at, one in enumerate(histories) if item in one} for one in histories for item in one}
+    history, scores = histories[user][:position], {}
+    for place, voter in enumerate(reversed(history[-10:]), start=1):
+        for item in sorted(of.keys() - set(history)):
+            alike = len(of[voter] & of[item] - {user}) / ((len(of[voter]) * len(of[item])) ** 0.5 + SHRINK)
+            scores[item] = scores.get(item, 0.0) + alike / place
+    total = sum(scores.values())
+    return {item: score / total for item, score in scores.items() if score > 0}
+
+
+def test_votes_of_shared_users_are_their_formula_and_never_quote_the_user() -> None:
+    random = np.random.default_rng(1)
+    histories = [random.permutation(12)[: int(random.integers(1, 12))] for _ in range(15)]
+    teacher = Teacher.of(histories, 12, [(1.0, shared_users(histories, 12))], keep=12, weight=0.5)
+    for user, history in enumerate(histories):
+        for position in range(1, len(history)):
+            row = teacher.first[user] + position - 1
+            told = zip(teacher.items[row], teacher.shares[row], strict=True)
+            found = {int(item): float(share) for item, share in told if item >= 0}
+            assert found == pytest.approx(users_by_hand([h.tolist() for h in histories], user, position))
+
+
+def test_items_of_like_texts_speak_for_each_other() -> None:
+    texts = ["red silk lipstick", "red silk lipstick set", "beard oil", "beard comb", "", "silk scarf"]
+    votes = like_texts(texts)
+    scores = votes.scores([np.array([0]), np.array([2]), np.array([4])])
+    assert scores[0].argmax() == 1
+    assert scores[1].argmax() == 3
+    assert not scores[2].any()
+    assert (votes.weights.diagonal() == 0).all()
+    np.testing.assert_allclose(votes.weights.toarray(), votes.weights.toarray().T, atol=1e-6)
+
+
+def test_a_part_that_knows_nothing_leaves_its_share_to_the_others() -> None:
+    histories = [np.array([0, 1, 2]), np.array([0, 1, 3])]
+    silent = like_texts([""] * 4)
+    alone, beside = (
+        Teacher.of(histories, 4, votes, keep=4, weight=0.5)
+        for votes in (
+            [(0.2, sequential_rules(histories, 4))],
+            [(0.2, sequential_rules(histories, 4)), (0.8, silent)],
+        )
+    )
+    assert (alone.items == beside.items).all()
+    np.testing.assert_allclose(alone.shares, beside.shares)
+
+
 def test_the_soft_loss_is_the_cross_entropy_over_items_on_average(
     codec: ScidCodec, tokens: PromptTokens
 ) -> None:
     """-sum_j q(j) log pi(j): exactly over all candidates, and as trained, averaged over the draws of y."""
     histories = rows_of(codec, [5, 6, 7, 8, 9] * 6)
-    teacher = Teacher.of(histories, len(codec), keep=6, weight=0.7)
+    teacher = rules_teacher(histories, len(codec), keep=6, weight=0.7)
     windows = windows_of(histories)[:1]
     model = model_for(codec)
     names, exact = codec.item_ids, 0.0
@@ -84,7 +135,7 @@ def test_the_soft_loss_is_the_cross_entropy_over_items_on_average(
 
 def test_a_teacher_that_knows_nothing_leaves_the_target_hard(codec: ScidCodec, tokens: PromptTokens) -> None:
     histories = rows_of(codec, [5])
-    teacher = Teacher.of(histories, len(codec), keep=4, weight=0.9)
+    teacher = rules_teacher(histories, len(codec), keep=4, weight=0.9)
     windows, model = windows_of(histories), model_for(codec)
     taught, plain = (
         accumulate(model, windows, token_map(tokens), QUICK, np.random.default_rng(0), "cpu", None, one)[0]
@@ -95,7 +146,7 @@ def test_a_teacher_that_knows_nothing_leaves_the_target_hard(codec: ScidCodec, t
 
 def test_a_taught_step_may_be_split(codec: ScidCodec, tokens: PromptTokens) -> None:
     histories = rows_of(codec, [5, 6, 7, 8, 9] * 6)
-    teacher = Teacher.of(histories, len(codec), keep=6, weight=0.5)
+    teacher = rules_teacher(histories, len(codec), keep=6, weight=0.5)
     losses = []
     for micro in (None, 9):
         wanted = QUICK.model_copy(update={"micro_samples": micro})
@@ -109,6 +160,8 @@ def test_a_taught_step_may_be_split(codec: ScidCodec, tokens: PromptTokens) -> N
 
 
 def test_a_taught_policy_trains_end_to_end(codec_dir: Path, tmp_path: Path) -> None:
-    wanted = QUICK.model_copy(update={"teacher_weight": 0.5})
+    every = TeacherShares(sasrec=0.4, rules=0.2, users=0.2, texts=0.2)
+    sasrec = SasRecSettings(dimension=8, epochs=2)
+    wanted = QUICK.model_copy(update={"teacher_weight": 0.5, "teacher": every, "sasrec": sasrec})
     report = train_sft(codec_dir, small_world.histories(24), wanted, tmp_path / "policy")
     assert report.losses[-1] < report.losses[0]

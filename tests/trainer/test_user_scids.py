@@ -26,6 +26,7 @@ from tests.policies.factory import (
     write_tiny_policy,
 )
 from tests.trainer import small_world
+from tests.trainer.small_sft import rules_teacher
 from tests.trainer.test_stage import EASY, SETTINGS, a_run, preference_table
 from trainer.errors import TrainerError
 from trainer.newcomers import grow_codec, grown_codec
@@ -34,7 +35,6 @@ from trainer.preference.stage import run_stage
 from trainer.settings import SftSettings
 from trainer.sft.base_policy import index_histories, run_key, token_map, train_sft
 from trainer.sft.data import TokenMap, branches_of, tree_batch, windows_of
-from trainer.sft.teacher import Teacher
 from trainer.sft.training import accumulate, sample_logits, sample_losses, train_next_item
 from trainer.sft.user_scids import UserScids
 from trainer.slates import log_probs
@@ -192,7 +192,7 @@ def test_a_split_step_with_users_has_the_gradient_of_the_whole(
     micro: int, taught: bool, codec: ScidCodec, tokens: PromptTokens
 ) -> None:
     histories = rows_of(LENGTHS)
-    teacher = Teacher.of(histories, len(codec), keep=6, weight=0.5) if taught else None
+    teacher = rules_teacher(histories, len(codec), keep=6, weight=0.5) if taught else None
     results = []
     for micro_samples in (None, micro):
         model = model_for(codec).double()
@@ -213,7 +213,7 @@ def test_soft_targets_are_scored_behind_the_prompt_with_the_user(
 ) -> None:
     """At each level the cross-entropy of the candidates that share the answer's codes so far."""
     histories = rows_of([5, 6, 7, 8, 9] * 6)
-    teacher = Teacher.of(histories, len(codec), keep=6, weight=0.7)
+    teacher = rules_teacher(histories, len(codec), keep=6, weight=0.7)
     model = model_for(codec)
     branches = scids_of(codec, histories).told(branches_of(windows_of(histories)[:3]))
     branches = teacher.blend(branches, np.random.default_rng(0))

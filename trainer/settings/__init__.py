@@ -6,7 +6,7 @@ from .curriculum import CurriculumSettings, SelfPlaySettings
 from .guards import GuardSettings
 from .preference import PreferenceSettings, StageSettings
 from .rounds import RoundSettings, ScheduleSettings
-from .sft import LoraSettings, SasRecSettings, SftSettings, TaskSettings
+from .sft import LoraSettings, SasRecSettings, SftSettings, TaskSettings, TeacherShares
 from .tokenization import AlignmentSettings, CollaborativeSettings, TokenizationSettings
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "SftSettings",
     "StageSettings",
     "TaskSettings",
+    "TeacherShares",
     "TokenizationSettings",
     "TrainerSettings",
 ]

@@ -1,8 +1,8 @@
 """Settings of SFT: backbone, tasks, teacher, LoRA."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .numbers import Count, Positive, Share, Weight
 
@@ -57,6 +57,30 @@ class SasRecSettings(BaseModel):
     """Networks trained under different seeds, whose probabilities are averaged."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Initial weights, batches, who is held out."""
+
+
+class TeacherShares(BaseModel):
+    """What the teacher's distribution is made of; shares of the whole, whatever they sum to.
+
+    A part that knows nothing of a history leaves its share to the others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rules: Weight = 1.0
+    """Sequential rules: what followed what, in seconds."""
+    sasrec: Weight = 0.0
+    """SASRec, trained on the same histories, in minutes."""
+    users: Weight = 0.0
+    """Items that the same users met, whatever the order, in seconds."""
+    texts: Weight = 0.0
+    """Items whose catalogue texts resemble each other, in seconds."""
+
+    @model_validator(mode="after")
+    def _made_of_something(self) -> Self:
+        if not any((self.rules, self.sasrec, self.users, self.texts)):
+            raise ValueError("the teacher is made of nothing: give one of its parts a share above 0")
+        return self
 
 
 class TaskSettings(BaseModel):
@@ -154,8 +178,8 @@ class SftSettings(BaseModel):
     next. 0: no teacher."""
     teacher_items: Count = 64
     """Items the teacher's distribution keeps."""
-    teacher_sasrec: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Share of SASRec in the teacher; the rest is sequential rules, which take seconds."""
+    teacher: TeacherShares = TeacherShares()
+    """What the teacher is made of."""
     sasrec: SasRecSettings = SasRecSettings()
     """How the teacher's SASRec is trained."""
     tasks: TaskSettings = TaskSettings()

@@ -32,6 +32,7 @@ from .tasks.writing import require_whole_scids
 from .teacher import Teacher
 from .training import ALONE, Progress, train_next_item
 from .user_scids import UserScids
+from .votes import like_texts, sequential_rules, shared_users
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def train_sft(
 
     ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
     of a preset. ``catalogue``: titles, texts and categories, for the tasks that
-    ``settings.tasks`` gives a weight. ``popularity``: item ids, most liked first; default: by occurrences in
-    ``histories``.
+    ``settings.tasks`` gives a weight and for the teacher's share of like texts.
+    ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
     ``checkpoint``: folder for the state of an interrupted run; a call with the same input continues it and
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
     weights (CPU, same threads).
@@ -130,7 +131,7 @@ def train_sft(
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     teacher = None
     if settings.teacher_weight > 0:
-        teacher = _teacher(indexed, len(codec), settings, place)
+        teacher = _teacher(indexed, codec, settings, catalogue, place)
     rate = settings.learning_rate or backbone.learning_rate
     key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
@@ -181,17 +182,30 @@ def train_sft(
 
 
 def _teacher(
-    indexed: Sequence[np.ndarray[Any, Any]], n_items: int, settings: SftSettings, device: str
+    indexed: Sequence[np.ndarray[Any, Any]],
+    codec: ScidCodec,
+    settings: SftSettings,
+    catalogue: CatalogueText,
+    device: str,
 ) -> Teacher:
-    sigma = settings.teacher_sasrec
-    sasrec = SasRec.fit(indexed, n_items, settings.sasrec, device=device) if sigma > 0 else None
+    n_items, shares = len(codec), settings.teacher
+    sasrec, votes = None, []
+    if shares.sasrec > 0:
+        sasrec = shares.sasrec, SasRec.fit(indexed, n_items, settings.sasrec, device=device)
+    if shares.rules > 0:
+        votes.append((shares.rules, sequential_rules(indexed, n_items)))
+    if shares.users > 0:
+        votes.append((shares.users, shared_users(indexed, n_items)))
+    if shares.texts > 0:
+        lines = [catalogue.lines.get(item_id, "") for item_id in codec.item_ids]
+        votes.append((shares.texts, like_texts(lines)))
     return Teacher.of(
         indexed,
         n_items,
+        votes,
         keep=settings.teacher_items,
         weight=settings.teacher_weight,
         sasrec=sasrec,
-        sigma=sigma,
     )
 
 
@@ -250,7 +264,7 @@ def run_key(
         digest.update(len(history).to_bytes(8, "little") + history.tobytes())
     for text in texts:
         digest.update(text.encode() + b"\0")
-    if any(settings.tasks.weights.values()):
+    if any(settings.tasks.weights.values()) or settings.teacher_weight > 0 < settings.teacher.texts:
         for part in catalogue.parts():
             digest.update(part)
     return digest.hexdigest()

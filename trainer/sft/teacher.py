@@ -1,16 +1,16 @@
-"""A collaborative teacher for SFT, distilled as soft targets: sequential rules, and SASRec beside them.
+"""A teacher for SFT, distilled as soft targets: SASRec, sequential rules, shared users, like texts.
 
 After a history the teacher's distribution over items is
 
-    t(j) = sigma · p_SASRec(j) + (1 - sigma) · s(j) / sum(s),    0 for j already in the history,
+    t(j) = sum_k sigma_k · p_k(j),    0 for j already in the history,
 
-with s of ``trainer.sft.rules`` and p of ``trainer.sft.sasrec``, each scaled to sum to 1 over items not in the
-history (a history that the rules know nothing of has SASRec's alone). The student's target is the mixture
+with p_k of ``trainer.sft.sasrec`` and ``trainer.sft.votes``, each scaled to sum to 1 over items not in the
+history; a part that knows nothing of a history leaves its share to the others. The student's target is
 q = (1 - w) · [the item that came next] + w · t. Its cross-entropy is taken exactly at the first code and, for
 one item y drawn from q, exactly at every further code given the codes of y before it: an unbiased estimate of
 the cross-entropy over items, at the price of one answer.
 
-What a user's own history adds to the rules is subtracted where that user is taught (leave one out): the
+What a user's own history adds to the votes is subtracted where that user is taught (leave one out): the
 teacher would otherwise quote the answer. SASRec has seen the answers too, but through dropout and held-out
 users it learns little by heart.
 """
@@ -22,14 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .data import Branches, first_samples
-from .rules import RECENT, WINDOW, Rules
 from .sasrec import SasRec
+from .votes import Votes
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 AT_ONCE = 512
 """Positions that SASRec is asked about at once; bounds memory, changes nothing."""
+
+Part = tuple[float, IntArray, npt.NDArray[np.float64]]
+"""(share, items, their scores, which sum to 1) of one kind of votes after a history."""
 
 Progress = Callable[[int, int], None]
 """Called with (positions done, positions in all)."""
@@ -53,26 +56,22 @@ class Teacher:
         cls,
         histories: Sequence[IntArray],
         n_items: int,
+        votes: Sequence[tuple[float, Votes]],
         *,
         keep: int,
         weight: float,
-        sasrec: SasRec | None = None,
-        sigma: float = 0.0,
+        sasrec: tuple[float, SasRec] | None = None,
         progress: Progress | None = None,
     ) -> "Teacher":
-        """Count the rules of ``histories`` and ask them, and ``sasrec`` with the share ``sigma``, about each
-        of their positions but the first."""
-        rules = Rules.fit(histories, n_items)
+        """Ask ``votes`` and ``sasrec``, each with its share of the teacher, about every position of
+        ``histories`` but the first; their ``keep`` likeliest items stay."""
         first = first_samples(histories)
         count = sum(max(len(history) - 1, 0) for history in histories)
         items = np.full((count, keep), -1, dtype=np.int32)
         shares = np.zeros((count, keep), dtype=np.float32)
-        opinions = (
-            _by_rules(histories, rules)
-            if sasrec is None or sigma == 0
-            else _by_both(histories, rules, sasrec, sigma)
-        )
-        for sample, (columns, scores) in enumerate(opinions):
+        told = None if sasrec is None else _told(histories, *sasrec)
+        for sample, voted in enumerate(_voted(histories, votes)):
+            columns, scores = _mixed(voted, n_items, None if told is None else next(told))
             best = _largest(scores, keep)
             items[sample, : len(best)] = columns[best]
             shares[sample, : len(best)] = scores[best] / max(scores[best].sum(), 1e-30)
@@ -100,60 +99,44 @@ class Teacher:
         )
 
 
-def _by_rules(
-    histories: Sequence[IntArray], rules: Rules
-) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
-    """(items, scores) of each position of each history but the first, in order; items already met score 0."""
+def _voted(histories: Sequence[IntArray], votes: Sequence[tuple[float, Votes]]) -> Iterator[list[Part]]:
+    """What each of ``votes`` that knows something says at each position but the first, in order."""
     for history in histories:
-        if len(history) < 2:
-            continue
-        columns, weights = _votes(history, rules)
-        where = np.searchsorted(columns, history)
-        for position in range(1, len(history)):
-            voting = np.arange(max(0, position - RECENT), position)
-            scores = (weights[voting] / (position - voting)[:, None]).sum(axis=0)
-            known = where[:position]
-            inside = known < len(columns)
-            scores[known[inside][columns[known[inside]] == history[:position][inside]]] = 0.0
-            yield columns, scores
+        shares = [share for share, _ in votes]
+        for opinions in zip(*(one.along(history) for _, one in votes), strict=True):
+            yield [
+                (share, columns, scores / scores.sum())
+                for share, (columns, scores) in zip(shares, opinions, strict=True)
+                if scores.sum() > 0
+            ]
 
 
-def _votes(history: IntArray, rules: Rules) -> tuple[IntArray, npt.NDArray[np.float64]]:
-    """(items [C], votes of each position but the last for them [len - 1, C]), the history's own part out."""
-    found = rules.counts[history[:-1]]  # a row an item that votes
-    columns, place = np.unique(found.indices, return_inverse=True)
-    voters = np.repeat(np.arange(len(history) - 1), np.diff(found.indptr))
-    weights = np.zeros((len(history) - 1, len(columns)))
-    weights[voters, place] = found.data
-    where = np.searchsorted(columns, history)
-    # What this history itself put there: 1/(b - a) for each of its pairs a < b.
-    for a in range(len(history) - 1):
-        b = np.arange(a + 1, min(a + WINDOW, len(history) - 1) + 1)
-        np.subtract.at(weights[a], where[b], 1.0 / (b - a))
-    weights = np.maximum(weights, 0.0) * rules.damp[history[:-1]][:, None]
-    weights[weights < 1e-9] = 0.0  # rounding of the subtraction
-    return columns.astype(np.int64), weights
-
-
-def _by_both(
-    histories: Sequence[IntArray], rules: Rules, sasrec: SasRec, sigma: float
-) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
-    """As ``_by_rules``, with t over all items."""
+def _told(
+    histories: Sequence[IntArray], sigma: float, sasrec: SasRec
+) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
+    """(its share, p over all items) of SASRec at the same positions."""
     asked = [history[:end] for history in histories for end in range(1, len(history))]
-    by_rules = _by_rules(histories, rules)
     for start in range(0, len(asked), AT_ONCE):
         part = asked[start : start + AT_ONCE]
-        told = np.exp(sasrec.log_probs(part))
-        every = np.arange(told.shape[1])
-        for row, history in zip(told, part, strict=True):
+        for row, history in zip(np.exp(sasrec.log_probs(part)), part, strict=True):
             row[history] = 0.0
-            mixed = row / max(float(row.sum()), 1e-30)
-            columns, scores = next(by_rules)
-            total = float(scores.sum())
-            if total > 0:
-                mixed *= sigma
-                mixed[columns] += (1 - sigma) * scores / total
-            yield every, mixed.astype(np.float64)
+            yield sigma, row.astype(np.float64) / max(float(row.sum()), 1e-30)
+
+
+def _mixed(
+    voted: Sequence[Part], n_items: int, told: tuple[float, npt.NDArray[np.float64]] | None
+) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    """(items, t of them, up to a factor that is the same for all)."""
+    if told is not None:
+        scores = told[0] * told[1]
+        for share, own, votes in voted:
+            scores[own] += share * votes
+        return np.arange(n_items), scores
+    columns = np.unique(np.concatenate([np.zeros(0, np.int64), *(own for _, own, _ in voted)]))
+    scores = np.zeros(len(columns))
+    for share, own, votes in voted:
+        scores[np.searchsorted(columns, own)] += share * votes
+    return columns, scores
 
 
 def _largest(scores: npt.NDArray[np.float64], keep: int) -> IntArray:

@@ -102,6 +102,24 @@ def fit_tfidf(texts: Sequence[str], *, dimension: int, vocabulary: int, ngrams: 
     The vocabulary is the ``vocabulary`` terms of highest document frequency among those in at least two texts
     (ties: alphabetical). idf = ln((1 + n) / (1 + df)) + 1, as scikit-learn's.
     """
+    words, idf, matrix = _fitted(texts, vocabulary=vocabulary, ngrams=ngrams)
+    components = np.zeros((len(words), dimension), dtype=np.float32)
+    if matrix.nnz:
+        _, singular, right = truncated_svd(matrix, dimension)
+        components[:, : len(singular)] = right.T
+    return TfidfEncoder(words, idf.astype(np.float32), components, ngrams)
+
+
+def tfidf_matrix(texts: Sequence[str], *, vocabulary: int, ngrams: int) -> sparse.csr_matrix:
+    """Sublinear TF-IDF of ``texts`` by their own vocabulary, as ``fit_tfidf`` has it: CSR [n, V], rows of
+    length 1, or 0 for a text without a known term."""
+    return _fitted(texts, vocabulary=vocabulary, ngrams=ngrams)[2]
+
+
+def _fitted(
+    texts: Sequence[str], *, vocabulary: int, ngrams: int
+) -> tuple[dict[str, int], npt.NDArray[np.float64], sparse.csr_matrix]:
+    """(term -> column, idf [V], the texts' own weights)."""
     documents = [terms(text, ngrams) for text in texts]
     frequency: dict[str, int] = {}
     for document in documents:
@@ -114,11 +132,7 @@ def fit_tfidf(texts: Sequence[str], *, dimension: int, vocabulary: int, ngrams: 
     words = {term: row for row, term in enumerate(sorted(kept[:vocabulary]))}
     idf = np.array([np.log((1 + len(texts)) / (1 + frequency[term])) + 1 for term in words], dtype=np.float64)
     matrix = _weights(documents, words, idf)
-    components = np.zeros((len(words), dimension), dtype=np.float32)
-    if matrix.nnz:
-        _, singular, right = truncated_svd(matrix, dimension)
-        components[:, : len(singular)] = right.T
-    return TfidfEncoder(words, idf.astype(np.float32), components, ngrams)
+    return words, idf, matrix
 
 
 class _Embeddings:

@@ -1,0 +1,174 @@
+"""What a benchmark of preference training learns from: bare sequences, or ratings with levels.
+
+Of every user the last item is the test item and the one before it the validation item; nothing learns from
+either, or from anything that the user did after them. The items in front of these are *fresh*: SFT has not
+seen them, preference training learns from them. So it is in production, where a policy meets feedback that
+came after it.
+
+Ratings go through the product's own path (importer, levels, feedback log, preference dataset). A history is
+then what the user engaged with (liked or neutral), and the test item is the last one that the user liked.
+"""
+
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from features.batch import InteractionBatch, Record
+from features.catalogue import Item
+from features.datasets import PreferenceDataset, TooFewLikes
+from features.interactions import Interaction, encode_interaction
+from features.log import FeedbackLog, offsets_app, watermark_app
+from features.settings import DatasetSettings, FeatureSettings
+from ingest.importers.dataset import interactions
+from ingest.importers.reading import read_dataset
+
+from .reading import HELD_BACK, read
+
+SFT_ENDED = datetime(2026, 1, 1, tzinfo=UTC)
+"""When what SFT knows had arrived; the rest arrives a day later."""
+FRESH_SHARE = 4
+"""Of ratings the last one in so many of a user's training items is fresh."""
+PER_USER = 10
+"""Samples of a user in a stage at most, the latest likes: some users of MovieLens rated a thousand films."""
+NO_LEVELS = "the data set has no feedback levels: no dislike, no impression"
+TOO_FEW = "too few likes after which something was disliked or passed over"
+
+
+@dataclass(frozen=True)
+class Material:
+    """A data set, cut."""
+
+    name: str
+    items: pa.Table
+    """item_id, title, categories, text."""
+    histories: Mapping[str, Sequence[str]]
+    """User -> items, oldest first; the last two are the validation and the test item."""
+    known: Mapping[str, int]
+    """User -> leading items of the history that SFT may see."""
+    met: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """User -> what was rated before the test item, where that is more than the history."""
+    past: Sequence[Interaction] = ()
+    fresh: Sequence[Interaction] = ()
+    """Feedback before the validation items: of what SFT may see, and after it. None: no levels."""
+
+    def seen(self, user: str, back: int) -> frozenset[str]:
+        """What a list leaves out when the item ``back`` from the end is to be found."""
+        before = frozenset(self.histories[user][:-back])
+        return before | self.met.get(user, before) if back == 1 else before
+
+    @cached_property
+    def sft_histories(self) -> list[list[str]]:
+        """What a base policy is trained on."""
+        return [list(items[: self.known[user]]) for user, items in self.histories.items()]
+
+    @property
+    def leave_out(self) -> int:
+        """The fewest items of a history that SFT does not see."""
+        return min(len(items) - self.known[user] for user, items in self.histories.items())
+
+    def feedback(self, place: Path) -> dict[str, pa.Table]:
+        """Samples of the stages easy and hard, chosen from fresh likes; built at ``place``. None of either
+        where there are no levels, or no negatives."""
+        settings = FeatureSettings(
+            earliest_event=datetime(1990, 1, 1, tzinfo=UTC),
+            dataset=DatasetSettings(min_samples=1, max_samples_per_user=PER_USER),
+        )
+        if not (place / "log").is_dir():
+            _land(place / "log", [(self.past, SFT_ENDED), (self.fresh, SFT_ENDED + DAY)], settings)
+        snapshot = FeedbackLog.open(place / "log", create=False).snapshot()
+        try:
+            found = PreferenceDataset.build(snapshot, settings, place / "datasets", since=SFT_ENDED + DAY / 2)
+        except TooFewLikes:
+            return {}
+        return {stage: found.stage(stage) for stage in ("easy", "hard")}
+
+
+DAY = timedelta(days=1)
+
+
+def material(folder: Path, fresh: int) -> Material:
+    """``sequences.jsonl.gz`` and ``items.jsonl.gz``, or ratings in a published format (MovieLens, Amazon).
+    ``fresh``: of bare sequences, items of each user in front of the last two that SFT does not see."""
+    name = folder.resolve().name
+    if not (folder / "sequences.jsonl.gz").is_file():
+        return _rated(folder, name)
+    with gzip.open(folder / "sequences.jsonl.gz", "rt") as lines:
+        whole = [[str(item) for item in json.loads(line)] for line in lines]
+    histories = {str(user): items for user, items in enumerate(whole) if len(items) > HELD_BACK}
+    known = {user: max(len(items) - HELD_BACK - fresh, 1) for user, items in histories.items()}
+    items = read(folder).items if (folder / "items.jsonl.gz").is_file() else _bare(histories)
+    return Material(name, items, histories, known)
+
+
+def _bare(histories: Mapping[str, Sequence[str]]) -> pa.Table:
+    ids = sorted({item for items in histories.values() for item in items})
+    return pa.table({"item_id": ids, "title": [""] * len(ids)})
+
+
+def _rated(folder: Path, name: str) -> Material:
+    source = "movielens" if any(folder.glob("ratings.*")) or (folder / "u.data").is_file() else "amazon"
+    data = read_dataset(source, folder)
+    batch = InteractionBatch.of(FeatureSettings(earliest_event=datetime(1990, 1, 1, tzinfo=UTC)))
+    events = list(interactions(data.events, data.source))
+    batch.add(_records(events, SFT_ENDED), now=SFT_ENDED)
+    streams: dict[str, list[tuple[Interaction, int]]] = {}
+    for event, level in zip(events, batch.table(SFT_ENDED)["level"].to_pylist(), strict=True):
+        streams.setdefault(event.user_id, []).append((event, level))
+    histories, known, met = {}, {}, {}
+    past: list[Interaction] = []
+    fresh: list[Interaction] = []
+    for user, stream in streams.items():
+        liked = [place for place, (_, level) in enumerate(stream) if level == 1]
+        engaged = [place for place in range(liked[-1] + 1) if stream[place][1] >= 0] if liked else []
+        training = engaged[:-HELD_BACK]
+        if not training:
+            continue
+        told = max(len(training) - max(len(training) // FRESH_SHARE, 1), 1)
+        histories[user] = [stream[place][0].item_id for place in engaged]
+        known[user] = told
+        met[user] = frozenset(event.item_id for event, _ in stream[: engaged[-1]])
+        edge = training[told] if told < len(training) else engaged[-HELD_BACK]
+        past += [event for event, _ in stream[:edge]]
+        fresh += [event for event, _ in stream[edge : engaged[-HELD_BACK]]]
+    return Material(name, _table(data.items, streams), histories, known, met, past, fresh)
+
+
+def _table(items: Sequence[Item], streams: Mapping[str, Sequence[tuple[Interaction, int]]]) -> pa.Table:
+    of = {item.item_id: item for item in items}
+    ids = sorted({event.item_id for stream in streams.values() for event, _ in stream})
+    found = [of.get(item, Item(item_id=item)) for item in ids]
+    return pa.table(
+        {
+            "item_id": ids,
+            "title": [item.title for item in found],
+            "categories": pa.array([list(item.categories) for item in found], pa.list_(pa.string())),
+            "text": [item.text for item in found],
+        }
+    )
+
+
+def _records(events: Iterable[Interaction], arrived: datetime, first: int = 0) -> list[Record]:
+    moment = int(arrived.timestamp() * 1000)
+    return [Record(encode_interaction(one), 0, first + n, moment) for n, one in enumerate(events)]
+
+
+def _land(
+    place: Path, parts: Sequence[tuple[Sequence[Interaction], datetime]], settings: FeatureSettings
+) -> None:
+    """Append each part as an ingest worker does, at its moment."""
+    log, first = FeedbackLog.open(place), 0
+    app, mark = (kind("benchmark", "interactions", 0) for kind in (offsets_app, watermark_app))
+    log.transaction_version(app)
+    for events, at in parts:
+        batch = InteractionBatch.of(settings)
+        refused = batch.add(_records(events, at, first), now=at)
+        if refused:
+            raise ValueError(refused[0].message)
+        first += len(events)
+        log.append(batch.table(at), {app: first - 1, mark: int(at.timestamp() * 1000)})
