@@ -32,12 +32,13 @@ import numpy as np
 import torch
 
 from align3gr.console import say
-from benchmarks.baselines.models import PARTS, RowUnavailableError, Shelf
+from benchmarks.baselines.models import PARTS, TEACHER, RowUnavailableError, Shelf
 from benchmarks.baselines.policies import POLICIES, measured_policy, policy_key
 from benchmarks.baselines.reading import Dataset, read
 from benchmarks.measuring import commit
 from trainer.metrics import COLUMN_WORDS, COLUMNS, Bootstrap, ListShape, Ranked, rank_scores
-from trainer.settings import SasRecSettings, TrainerSettings
+from trainer.settings import SftSettings, TrainerSettings
+from trainer.tokenization.text import item_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 PRINTED = json.loads((ROOT / "benchmarks" / "baselines" / "paper.json").read_text())
@@ -69,6 +70,7 @@ ROWS = (
     Row("sasrec", "SASRec, full cross-entropy (trainer/sft/sasrec.py)", "SASRec", seeded=True),
     Row("mixture", ".6 SASRec + .4 rules", seeded=True),
     Row("fusion", "log p(SASRec) + 2 log(1 + 20 rules)", seeded=True),
+    Row("teacher", "SASRec, rules, shared users, like texts: what ours learns from", seeded=True),
     Row("tiger-like", "our pipeline: codes of text alone, next item only", "TIGER", seeded=True),
     Row(
         "letter-tiger-like",
@@ -120,7 +122,9 @@ def main(line: Sequence[str] | None = None) -> None:
     shelf = Shelf(
         data.training,
         data.n_items,
-        trainer.sft.sasrec if trainer else SasRecSettings(),
+        trainer.sft.sasrec,
+        trainer.sft.teacher,
+        item_texts(data.items),
         later=2 - wanted.back,
         device=wanted.device,
         python=wanted.python,
@@ -128,7 +132,7 @@ def main(line: Sequence[str] | None = None) -> None:
     rows = []
     for row in ROWS:
         if row.why_not is None and row.name in wanted.rows:
-            rows.append(measured(row, data, shelf, keep, wanted, trainer or TrainerSettings()))
+            rows.append(measured(row, data, shelf, keep, wanted, trainer))
         elif row.why_not is not None and not wanted.only:
             rows.append(facts_of(row, data.name) | {"not_reproduced": row.why_not})
     table(rows, data)
@@ -175,10 +179,10 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     return wanted
 
 
-def settings_from(file: Path | None) -> TrainerSettings | None:
-    """The trainer's part of a settings file."""
+def settings_from(file: Path | None) -> TrainerSettings:
+    """The trainer's part of a settings file; without one the defaults, and the teacher of distilled.yaml."""
     if file is None:
-        return None
+        return TrainerSettings(sft=SftSettings(teacher=TEACHER))
     from align3gr.settings import load_settings
 
     return load_settings(file).trainer
@@ -230,7 +234,9 @@ def settings_key(name: str, trainer: TrainerSettings, beams: Sequence[int]) -> l
     if name in POLICIES:
         return [policy_key(name, trainer), *map(str, beams)]
     if name in ("sasrec", *PARTS):
-        return [hashlib.sha256(trainer.sft.sasrec.model_dump_json().encode()).hexdigest()[:8]]
+        made_of = trainer.sft.sasrec.model_dump_json()
+        made_of += trainer.sft.teacher.model_dump_json() if name == "teacher" else ""
+        return [hashlib.sha256(made_of.encode()).hexdigest()[:8]]
     return []
 
 
@@ -326,7 +332,9 @@ def command_line(name: str, wanted: argparse.Namespace) -> str:
     parts = [f"python benchmarks/offline.py {wanted.folder.name}/ --rows {name} --seeds {wanted.seeds}"]
     parts += [f"--back {wanted.back}"] if wanted.back != 1 else []
     parts += [f"--users {wanted.users}"] if wanted.users else []
-    parts += [f"--settings {wanted.settings.name}"] if wanted.settings and name in POLICIES else []
+    parts += (
+        [f"--settings {wanted.settings.name}"] if wanted.settings and name in (*POLICIES, "teacher") else []
+    )
     parts += ["--python PYTHON"] if name in ("als", "bpr") else []
     parts += [f"--device {wanted.device}"] if wanted.device != "cpu" else []
     return " ".join(parts)

@@ -11,7 +11,7 @@ then what the user engaged with (liked or neutral), and the test item is the las
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -36,6 +36,10 @@ FRESH_SHARE = 4
 """Of ratings the last one in so many of a user's training items is fresh."""
 PER_USER = 10
 """Samples of a user in a stage at most, the latest likes: some users of MovieLens rated a thousand films."""
+FEATURES = FeatureSettings(
+    earliest_event=datetime(1990, 1, 1, tzinfo=UTC),
+    dataset=DatasetSettings(min_samples=1, max_samples_per_user=PER_USER),
+)
 NO_LEVELS = "the data set has no feedback levels: no dislike, no impression"
 TOO_FEW = "too few likes after which something was disliked or passed over"
 
@@ -75,15 +79,13 @@ class Material:
     def feedback(self, place: Path) -> dict[str, pa.Table]:
         """Samples of the stages easy and hard, chosen from fresh likes; built at ``place``. None of either
         where there are no levels, or no negatives."""
-        settings = FeatureSettings(
-            earliest_event=datetime(1990, 1, 1, tzinfo=UTC),
-            dataset=DatasetSettings(min_samples=1, max_samples_per_user=PER_USER),
-        )
+        if not self.fresh:
+            return {}
         if not (place / "log").is_dir():
-            _land(place / "log", [(self.past, SFT_ENDED), (self.fresh, SFT_ENDED + DAY)], settings)
+            _land(place / "log", [(self.past, SFT_ENDED), (self.fresh, SFT_ENDED + DAY)])
         snapshot = FeedbackLog.open(place / "log", create=False).snapshot()
         try:
-            found = PreferenceDataset.build(snapshot, settings, place / "datasets", since=SFT_ENDED + DAY / 2)
+            found = PreferenceDataset.build(snapshot, FEATURES, place / "datasets", since=SFT_ENDED + DAY / 2)
         except TooFewLikes:
             return {}
         return {stage: found.stage(stage) for stage in ("easy", "hard")}
@@ -114,11 +116,10 @@ def _bare(histories: Mapping[str, Sequence[str]]) -> pa.Table:
 def _rated(folder: Path, name: str) -> Material:
     source = "movielens" if any(folder.glob("ratings.*")) or (folder / "u.data").is_file() else "amazon"
     data = read_dataset(source, folder)
-    batch = InteractionBatch.of(FeatureSettings(earliest_event=datetime(1990, 1, 1, tzinfo=UTC)))
     events = list(interactions(data.events, data.source))
-    batch.add(_records(events, SFT_ENDED), now=SFT_ENDED)
+    levels = _rows(events, SFT_ENDED)["level"].to_pylist()
     streams: dict[str, list[tuple[Interaction, int]]] = {}
-    for event, level in zip(events, batch.table(SFT_ENDED)["level"].to_pylist(), strict=True):
+    for event, level in zip(events, levels, strict=True):
         streams.setdefault(event.user_id, []).append((event, level))
     histories, known, met = {}, {}, {}
     past: list[Interaction] = []
@@ -153,22 +154,22 @@ def _table(items: Sequence[Item], streams: Mapping[str, Sequence[tuple[Interacti
     )
 
 
-def _records(events: Iterable[Interaction], arrived: datetime, first: int = 0) -> list[Record]:
-    moment = int(arrived.timestamp() * 1000)
-    return [Record(encode_interaction(one), 0, first + n, moment) for n, one in enumerate(events)]
+def _rows(events: Sequence[Interaction], arrived: datetime, first: int = 0) -> pa.Table:
+    """``events`` as rows of the log, as an ingest worker makes them; ``first``: offset of the first one."""
+    moment, batch = int(arrived.timestamp() * 1000), InteractionBatch.of(FEATURES)
+    records = [Record(encode_interaction(one), 0, first + n, moment) for n, one in enumerate(events)]
+    refused = batch.add(records, now=arrived)
+    if refused:
+        raise ValueError(refused[0].message)
+    return batch.table(arrived)
 
 
-def _land(
-    place: Path, parts: Sequence[tuple[Sequence[Interaction], datetime]], settings: FeatureSettings
-) -> None:
-    """Append each part as an ingest worker does, at its moment."""
+def _land(place: Path, parts: Sequence[tuple[Sequence[Interaction], datetime]]) -> None:
+    """Append each part at its moment."""
     log, first = FeedbackLog.open(place), 0
     app, mark = (kind("benchmark", "interactions", 0) for kind in (offsets_app, watermark_app))
     log.transaction_version(app)
     for events, at in parts:
-        batch = InteractionBatch.of(settings)
-        refused = batch.add(_records(events, at, first), now=at)
-        if refused:
-            raise ValueError(refused[0].message)
+        rows = _rows(events, at, first)
         first += len(events)
-        log.append(batch.table(at), {app: first - 1, mark: int(at.timestamp() * 1000)})
+        log.append(rows, {app: first - 1, mark: int(at.timestamp() * 1000)})

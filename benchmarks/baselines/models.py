@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from trainer.metrics import FloatArray, IntArray, RankingModel
-from trainer.settings import SasRecSettings
+from trainer.settings import SasRecSettings, TeacherShares
 from trainer.sft.sasrec import SasRec
-from trainer.sft.votes import sequential_rules
+from trainer.sft.votes import Votes, like_texts, sequential_rules, shared_users
 
 from .simple import ItemKnn, Popularity
 
@@ -25,6 +25,10 @@ SASREC_SHARE = 0.6
 """SASRec's share of the mixture, as in the lab's."""
 FUSION = (2.0, 20.0)
 """(a, b) of the log-linear fusion log p + a log(1 + b s), as in the lab's."""
+
+
+TEACHER = TeacherShares(sasrec=0.5, rules=0.1, users=0.1, texts=0.3)
+"""Of settings/distilled.yaml."""
 
 
 class RowUnavailableError(Exception):
@@ -38,6 +42,9 @@ class Shelf:
     training: Sequence[IntArray]
     n_items: int
     sasrec: SasRecSettings
+    shares: TeacherShares = TEACHER
+    texts: Sequence[str] = ()
+    """One an item, for the teacher."""
     later: int = 0
     """Items at the end of a history that is asked about which training did not see."""
     device: str = "cpu"
@@ -97,6 +104,29 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class Blend:
+    """What our policies are taught (trainer/sft/teacher.py): parts with shares, each scaled to sum to 1 over
+    items not met."""
+
+    sasrec: SasRec
+    share: float
+    votes: Sequence[tuple[float, Votes]]
+
+    def scores(self, histories: Sequence[IntArray]) -> FloatArray:
+        """float32 [n, n_items]."""
+        found = self.share * _scaled(np.exp(self.sasrec.log_probs(histories)), histories)
+        for share, votes in self.votes:
+            found += share * _scaled(votes.scores(histories), histories)
+        return found
+
+
+def _scaled(scores: FloatArray, histories: Sequence[IntArray]) -> FloatArray:
+    for row, history in zip(scores, histories, strict=True):
+        row[history] = 0.0
+    return np.asarray(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30), dtype=np.float32)
+
+
+@dataclass(frozen=True)
 class Factors:
     """``s(u, j) = U_u . V_j``. The history names the user, whose factors were learned in training."""
 
@@ -140,7 +170,18 @@ def _factors(method: str) -> Callable[[Shelf, int], RankingModel]:
     return fit
 
 
-PARTS = {"mixture": ("sasrec", "rules"), "fusion": ("sasrec", "rules")}
+def _blend(shelf: Shelf, seed: int) -> RankingModel:
+    shares, (sasrec, _) = shelf.shares, shelf.model("sasrec", seed)
+    assert isinstance(sasrec, LogProbs)
+    votes = (
+        (shares.rules, sequential_rules(shelf.training, shelf.n_items)),
+        (shares.users, shared_users(shelf.training, shelf.n_items)),
+        (shares.texts, like_texts(shelf.texts or [""] * shelf.n_items)),
+    )
+    return Blend(sasrec.sasrec, shares.sasrec, votes)
+
+
+PARTS = {"mixture": ("sasrec", "rules"), "fusion": ("sasrec", "rules"), "teacher": ("sasrec",)}
 
 MODELS: dict[str, Callable[[Shelf, int], RankingModel]] = {
     "popularity": lambda shelf, _: Popularity(shelf.training, shelf.n_items),
@@ -157,6 +198,7 @@ MODELS: dict[str, Callable[[Shelf, int], RankingModel]] = {
     ),
     "mixture": lambda shelf, seed: Mixture(shelf.model("sasrec", seed)[0], shelf.model("rules", seed)[0]),
     "fusion": lambda shelf, seed: Fusion(shelf.model("sasrec", seed)[0], shelf.model("rules", seed)[0]),
+    "teacher": _blend,
     "als": _factors("als"),
     "bpr": _factors("bpr"),
 }

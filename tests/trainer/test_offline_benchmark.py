@@ -99,7 +99,7 @@ def test_rows_are_recorded_and_merged_by_name(
     settings.write_text("trainer: {sft: {sasrec: {epochs: 2, dimension: 16, held_out: 0.0}}}\n")
     line = [str(folder), "--keep", str(keep), "--record", str(file), "--settings", str(settings)]
     offline.main([*line, "--rows", "popularity", "rules", "als"])
-    offline.main([*line, "--rows", "sasrec", "mixture", "--seeds", "2", "--json"])
+    offline.main([*line, "--rows", "sasrec", "mixture", "teacher", "--seeds", "2", "--json"])
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     recorded = json.loads(file.read_text())
     rows = {row["name"]: row for row in recorded["rows"]}
