@@ -49,11 +49,10 @@ from align3gr.demo.reactions import react
 from align3gr.demo.state import DemoState
 from align3gr.demo.traffic import ShownSlate, past_events, slate_events
 from align3gr.demo.world import WorldSize
-from features.batch import InteractionBatch, Record
+from benchmarks.landing import land
 from features.catalogue import Catalogue, Item
 from features.datasets import PreferenceDataset
-from features.interactions import Interaction, encode_interaction
-from features.log import FeedbackLog, offsets_app, watermark_app
+from features.interactions import Interaction
 from policies.settings import GateSettings, RegistrySettings
 from trainer.round_state import RoundState
 from trainer.settings import StageSettings
@@ -140,19 +139,8 @@ class GateWorld(WorldDemo):
         self.land(events, at + 60.0)
 
     def land(self, events: Iterable[Interaction], until: float) -> None:
-        """Append to the log what had arrived by ``until`` (epoch seconds), as an ingest worker does."""
-        log, now = FeedbackLog.open(self.home / "log"), datetime.fromtimestamp(until, UTC)
-        app, mark = offsets_app("gate", "interactions", 0), watermark_app("gate", "interactions", 0)
-        first = (log.transaction_version(app) or -1) + 1
-        arrived = int((until - 30.0) * 1000)
-        records = [
-            Record(encode_interaction(event), 0, first + number, arrived)
-            for number, event in enumerate(events)
-        ]
-        batch = InteractionBatch.of(self.settings.features)
-        refused = batch.add(records, now=now)
-        assert not refused, refused[0].message
-        log.append(batch.table(now), {app: first + len(records) - 1, mark: int(until * 1000)})
+        """Append to the log what had arrived by ``until`` (epoch seconds)."""
+        land(self.home / "log", events, self.settings.features, datetime.fromtimestamp(until, UTC))
 
     def workplace(self, *, automatic: bool = True) -> Workplace:
         """What rounds run with; ``automatic``: whether a round may promote."""

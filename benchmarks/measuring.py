@@ -73,8 +73,12 @@ def command(words: Sequence[str] | None = None) -> str:
 
 def circumstances(words: Sequence[str] | None = None) -> dict[str, str]:
     """Command (``words``: its arguments), commit, device and date of a result."""
+    return {"command": command(words), **origin()}
+
+
+def origin() -> dict[str, str]:
+    """Commit, device and date of a result."""
     return {
-        "command": command(words),
         "commit": commit(),
         "device": f"CPU, {platform.machine()}, {os.cpu_count()} cores",
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

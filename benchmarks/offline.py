@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,11 @@ import numpy as np
 import torch
 
 from align3gr.console import say
-from benchmarks.baselines.models import PARTS, TEACHER, RowUnavailableError, Shelf
+from align3gr.settings import load_settings
+from benchmarks.baselines.models import PARTS, RowUnavailableError, Shelf
 from benchmarks.baselines.policies import POLICIES, measured_policy, policy_key
 from benchmarks.baselines.reading import Dataset, read
-from benchmarks.measuring import commit
+from benchmarks.measuring import origin
 from trainer.metrics import COLUMN_WORDS, COLUMNS, Bootstrap, ListShape, Ranked, rank_scores
 from trainer.settings import SftSettings, TrainerSettings
 from trainer.tokenization.text import item_texts
@@ -43,6 +43,7 @@ from trainer.tokenization.text import item_texts
 ROOT = Path(__file__).resolve().parent.parent
 PRINTED = json.loads((ROOT / "benchmarks" / "baselines" / "paper.json").read_text())
 DEPTH = 10
+BEAMS = (20, 100)
 SHOWN = ("recall@1", "recall@5", "recall@10", "recall@50", "recall@100", "ndcg@5", "ndcg@10")
 
 
@@ -163,7 +164,9 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
         "--back", type=int, default=1, choices=(1, 2), help="1: test item, 2: validation item."
     )
     parser.add_argument("--users", type=int, default=None, help="Only so many, always the same.")
-    parser.add_argument("--beam", type=int, nargs="*", default=[20, 100], help="Of our policies.")
+    parser.add_argument(
+        "--beam", type=int, nargs="+", default=list(BEAMS), help="Of our policies; Recall@k up to the widest."
+    )
     parser.add_argument("--python", default=None, help="Python with the libraries of baselines/factors.py.")
     parser.add_argument(
         "--settings", type=Path, default=None, help="An align3gr.yaml, for ours and its like."
@@ -176,16 +179,17 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     wanted = parser.parse_args(line)
     if "all" in wanted.rows:
         wanted.rows = names
+    if max(wanted.beam) < DEPTH:
+        parser.error(f"a beam of {max(wanted.beam)} holds no list of {DEPTH}; give a wider one, such as 20")
     return wanted
 
 
 def settings_from(file: Path | None) -> TrainerSettings:
     """The trainer's part of a settings file; without one the defaults, and the teacher of distilled.yaml."""
-    if file is None:
-        return TrainerSettings(sft=SftSettings(teacher=TEACHER))
-    from align3gr.settings import load_settings
-
-    return load_settings(file).trainer
+    if file is not None:
+        return load_settings(file).trainer
+    taught = load_settings(ROOT / "settings" / "distilled.yaml").trainer.sft
+    return TrainerSettings(sft=SftSettings(teacher=taught.teacher))
 
 
 def measured(
@@ -258,9 +262,8 @@ def one_run(
     else:
         model, seconds = shelf.model(row.name, seed)
         columns = rank_scores(model, data.histories, data.targets, data.order, depth=DEPTH)
-    date = datetime.now(UTC).date().isoformat()
-    origin = {"commit": commit(), "device": device(wanted), "date": date}
-    return Run(columns, seconds, time.perf_counter() - began, origin)
+    facts = origin() | {"device": device(wanted)}
+    return Run(columns, seconds, time.perf_counter() - began, facts)
 
 
 def facts_of(row: Row, dataset: str) -> dict[str, Any]:
@@ -318,7 +321,8 @@ def table(rows: list[dict[str, Any]], data: Dataset) -> None:
         say(f"{'':20}" + "".join(f"{name:>12}" for name in SHOWN))
         for row in rows:
             if column in row:
-                cells = "".join(f"{row[column][name][0]:>12.4f}" for name in SHOWN)
+                found = row[column]
+                cells = "".join(f"{found[name][0]:>12.4f}" if name in found else f"{'':12}" for name in SHOWN)
                 low, high = row[column]["recall@10"][1:]
                 say(f"{row['name']:20}{cells}   R@10 [{low:.4f}, {high:.4f}]")
             if row["paper"] and column == "all_items":
@@ -335,6 +339,8 @@ def command_line(name: str, wanted: argparse.Namespace) -> str:
     parts += (
         [f"--settings {wanted.settings.name}"] if wanted.settings and name in (*POLICIES, "teacher") else []
     )
+    if name in POLICIES and tuple(wanted.beam) != BEAMS:
+        parts += [f"--beam {' '.join(map(str, wanted.beam))}"]
     parts += ["--python PYTHON"] if name in ("als", "bpr") else []
     parts += [f"--device {wanted.device}"] if wanted.device != "cpu" else []
     return " ".join(parts)

@@ -30,12 +30,10 @@ one object [rows: name, figures, against sft and sft-more: metric -> [share, low
 import argparse
 import hashlib
 import json
-import platform
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,7 @@ from align3gr.console import say
 from benchmarks.baselines.material import NO_LEVELS, TOO_FEW, Material, material
 from benchmarks.baselines.policies import base_policy
 from benchmarks.baselines.preference import Bench, Measured
-from benchmarks.measuring import commit
+from benchmarks.measuring import origin
 from trainer.metrics import Bootstrap, IntArray
 from trainer.preference.selfplay import STAGES
 from trainer.settings import TrainerSettings
@@ -84,14 +82,13 @@ def main(line: Sequence[str] | None = None) -> None:
     trainer = settings_from(wanted)
     data = material(wanted.folder, trainer.curriculum.fresh)
     found: dict[str, list[Measured]] = {}
-    base = kept_policy(wanted.policy or trained_policy(data, trainer, keep, seed=0), keep)
+    base = kept_policy(wanted.policy or trained_policy(data, trainer, keep, wanted.device), keep)
     for seed in range(wanted.seeds):
         for name, measured in one_seed(Bench(wanted, trainer, seed, base, data), wanted.rows):
             found.setdefault(name, []).append(measured)
             brief(name, seed, measured, found["sft"][-1])
-    told = any(name in found for name in (*ROUNDS, *RF))
     rows = [row_of(name, found) for name in ROWS if name in found]
-    rows += [] if told else [not_run(name, data) for name in (*ROUNDS, *RF) if name in wanted.rows]
+    rows += [not_run(name, data) for name in (*ROUNDS, *RF) if name in wanted.rows and name not in found]
     facts = {
         "dataset": data.name,
         "users": wanted.users or "all",
@@ -105,20 +102,18 @@ def main(line: Sequence[str] | None = None) -> None:
     }
     table(rows)
     if wanted.record:
-        origin = {"command": "python benchmarks/preference_benefit.py " + words(wanted), "commit": commit()}
-        origin |= {"date": datetime.now(UTC).date().isoformat(), "device": f"CPU, {platform.machine()}"}
-        wanted.record.write_text(json.dumps(origin | {"result": facts}, indent=1) + "\n")
+        made = {"command": "python benchmarks/preference_benefit.py " + words(wanted), **origin()}
+        wanted.record.write_text(json.dumps(made | {"result": facts}, indent=1) + "\n")
     if wanted.json:
         print(json.dumps(facts))
 
 
-def trained_policy(data: Material, trainer: TrainerSettings, keep: Path, seed: int) -> Path:
+def trained_policy(data: Material, trainer: TrainerSettings, keep: Path, device: str) -> Path:
     """The base policy of ``data``, trained unless it is there; one for all seeds of what comes after it."""
     made = trainer.tokenization.model_dump_json() + trainer.sft.model_dump_json()
     place = keep / f"base-{data.name}-{manifest_key(made.encode())}"
-    return base_policy(
-        place, data.items, data.sft_histories, trainer, seed, lineage={"leave_out": data.leave_out}
-    )
+    lineage = {"leave_out": data.leave_out}
+    return base_policy(place, data.items, data.sft_histories, trainer, 0, lineage=lineage, device=device)
 
 
 def kept_policy(policy: Path, keep: Path) -> Path:
@@ -155,7 +150,7 @@ def one_seed(bench: Bench, rows: Sequence[str]) -> Any:
         for prefix, names in (("rounds", ROUNDS), ("rf", RF)):
             if any(name in rows for name in names):
                 start = bench.base if prefix == "rounds" else list(bench.chain(once=False).values())[-1]
-                for name, policy in bench.rounds(prefix, start).items():
+                for name, policy in bench.rounds(prefix, start, rows).items():
                     yield name, bench.measure(policy, name)
 
 
@@ -290,9 +285,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def words(wanted: argparse.Namespace) -> str:
     """The command line that gives these rows, without paths of this machine."""
-    parts = [f"{wanted.folder.resolve().name}/ --seeds {wanted.seeds} --back {wanted.back}"]
-    parts += [f"--beam {wanted.beam}"]
-    parts += ["--policy DIR"] if wanted.policy else []
+    parts = [f"{wanted.folder.resolve().name}/", *(["--policy DIR"] if wanted.policy else [])]
+    parts += [f"--seeds {wanted.seeds} --back {wanted.back} --beam {wanted.beam}"]
     parts += [f"--settings {wanted.settings.name}"] if wanted.settings else []
     parts += [f"--users {wanted.users}"] if wanted.users else []
     parts += [f"--train-users {wanted.train_users}"] if wanted.train_users else []

@@ -9,8 +9,6 @@ Ratings go through the product's own path (importer, levels, feedback log, prefe
 then what the user engaged with (liked or neutral), and the test item is the last one that the user liked.
 """
 
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,11 +17,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from features.batch import InteractionBatch, Record
+from benchmarks.landing import land, rows_of
 from features.catalogue import Item
 from features.datasets import PreferenceDataset, TooFewLikes
-from features.interactions import Interaction, encode_interaction
-from features.log import FeedbackLog, offsets_app, watermark_app
+from features.interactions import Interaction
+from features.log import FeedbackLog
 from features.settings import DatasetSettings, FeatureSettings
 from ingest.importers.dataset import interactions
 from ingest.importers.reading import read_dataset
@@ -31,7 +29,8 @@ from ingest.importers.reading import read_dataset
 from .reading import HELD_BACK, read
 
 SFT_ENDED = datetime(2026, 1, 1, tzinfo=UTC)
-"""When what SFT knows had arrived; the rest arrives a day later."""
+"""When what SFT knows had landed; the rest lands a day later."""
+DAY = timedelta(days=1)
 FRESH_SHARE = 4
 """Of ratings the last one in so many of a user's training items is fresh."""
 PER_USER = 10
@@ -64,7 +63,7 @@ class Material:
     def seen(self, user: str, back: int) -> frozenset[str]:
         """What a list leaves out when the item ``back`` from the end is to be found."""
         before = frozenset(self.histories[user][:-back])
-        return before | self.met.get(user, before) if back == 1 else before
+        return self.met.get(user, before) if back == 1 else before
 
     @cached_property
     def sft_histories(self) -> list[list[str]]:
@@ -82,7 +81,8 @@ class Material:
         if not self.fresh:
             return {}
         if not (place / "log").is_dir():
-            _land(place / "log", [(self.past, SFT_ENDED), (self.fresh, SFT_ENDED + DAY)])
+            land(place / "log", self.past, FEATURES, SFT_ENDED)
+            land(place / "log", self.fresh, FEATURES, SFT_ENDED + DAY)
         snapshot = FeedbackLog.open(place / "log", create=False).snapshot()
         try:
             found = PreferenceDataset.build(snapshot, FEATURES, place / "datasets", since=SFT_ENDED + DAY / 2)
@@ -91,33 +91,24 @@ class Material:
         return {stage: found.stage(stage) for stage in ("easy", "hard")}
 
 
-DAY = timedelta(days=1)
-
-
 def material(folder: Path, fresh: int) -> Material:
     """``sequences.jsonl.gz`` and ``items.jsonl.gz``, or ratings in a published format (MovieLens, Amazon).
     ``fresh``: of bare sequences, items of each user in front of the last two that SFT does not see."""
     name = folder.resolve().name
     if not (folder / "sequences.jsonl.gz").is_file():
         return _rated(folder, name)
-    with gzip.open(folder / "sequences.jsonl.gz", "rt") as lines:
-        whole = [[str(item) for item in json.loads(line)] for line in lines]
-    histories = {str(user): items for user, items in enumerate(whole) if len(items) > HELD_BACK}
+    data = read(folder)
+    split = zip(data.histories, data.targets, strict=True)
+    histories = {str(user): [*map(str, before), str(last)] for user, (before, last) in enumerate(split)}
     known = {user: max(len(items) - HELD_BACK - fresh, 1) for user, items in histories.items()}
-    items = read(folder).items if (folder / "items.jsonl.gz").is_file() else _bare(histories)
-    return Material(name, items, histories, known)
-
-
-def _bare(histories: Mapping[str, Sequence[str]]) -> pa.Table:
-    ids = sorted({item for items in histories.values() for item in items})
-    return pa.table({"item_id": ids, "title": [""] * len(ids)})
+    return Material(name, data.items, histories, known)
 
 
 def _rated(folder: Path, name: str) -> Material:
     source = "movielens" if any(folder.glob("ratings.*")) or (folder / "u.data").is_file() else "amazon"
     data = read_dataset(source, folder)
     events = list(interactions(data.events, data.source))
-    levels = _rows(events, SFT_ENDED)["level"].to_pylist()
+    levels = rows_of(events, FEATURES, SFT_ENDED)["level"].to_pylist()
     streams: dict[str, list[tuple[Interaction, int]]] = {}
     for event, level in zip(events, levels, strict=True):
         streams.setdefault(event.user_id, []).append((event, level))
@@ -152,24 +143,3 @@ def _table(items: Sequence[Item], streams: Mapping[str, Sequence[tuple[Interacti
             "text": [item.text for item in found],
         }
     )
-
-
-def _rows(events: Sequence[Interaction], arrived: datetime, first: int = 0) -> pa.Table:
-    """``events`` as rows of the log, as an ingest worker makes them; ``first``: offset of the first one."""
-    moment, batch = int(arrived.timestamp() * 1000), InteractionBatch.of(FEATURES)
-    records = [Record(encode_interaction(one), 0, first + n, moment) for n, one in enumerate(events)]
-    refused = batch.add(records, now=arrived)
-    if refused:
-        raise ValueError(refused[0].message)
-    return batch.table(arrived)
-
-
-def _land(place: Path, parts: Sequence[tuple[Sequence[Interaction], datetime]]) -> None:
-    """Append each part at its moment."""
-    log, first = FeedbackLog.open(place), 0
-    app, mark = (kind("benchmark", "interactions", 0) for kind in (offsets_app, watermark_app))
-    log.transaction_version(app)
-    for events, at in parts:
-        rows = _rows(events, at, first)
-        first += len(events)
-        log.append(rows, {app: first - 1, mark: int(at.timestamp() * 1000)})

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from trainer.metrics import FloatArray, IntArray, RankingModel
 from trainer.settings import SasRecSettings, TeacherShares
 from trainer.sft.sasrec import SasRec
-from trainer.sft.votes import Votes, like_texts, sequential_rules, shared_users
+from trainer.sft.teacher import Part, parts_of
+from trainer.sft.votes import sequential_rules
 
 from .simple import ItemKnn, Popularity
 
@@ -25,10 +27,6 @@ SASREC_SHARE = 0.6
 """SASRec's share of the mixture, as in the lab's."""
 FUSION = (2.0, 20.0)
 """(a, b) of the log-linear fusion log p + a log(1 + b s), as in the lab's."""
-
-
-TEACHER = TeacherShares(sasrec=0.5, rules=0.1, users=0.1, texts=0.3)
-"""Of settings/distilled.yaml."""
 
 
 class RowUnavailableError(Exception):
@@ -42,7 +40,8 @@ class Shelf:
     training: Sequence[IntArray]
     n_items: int
     sasrec: SasRecSettings
-    shares: TeacherShares = TEACHER
+    shares: TeacherShares
+    """What the teacher is made of."""
     texts: Sequence[str] = ()
     """One an item, for the teacher."""
     later: int = 0
@@ -84,8 +83,7 @@ class Mixture:
 
     def scores(self, histories: Sequence[IntArray]) -> FloatArray:
         """float32 [n, n_items]."""
-        rules = self.rules.scores(histories)
-        rules /= np.maximum(rules.sum(axis=1, keepdims=True), 1e-30)
+        rules = _scaled(self.rules.scores(histories))
         return self.sigma * np.exp(self.first.scores(histories)) + (1 - self.sigma) * rules
 
 
@@ -108,21 +106,16 @@ class Blend:
     """What our policies are taught (trainer/sft/teacher.py): parts with shares, each scaled to sum to 1 over
     items not met."""
 
-    sasrec: SasRec
-    share: float
-    votes: Sequence[tuple[float, Votes]]
+    parts: Sequence[tuple[float, Part]]
 
     def scores(self, histories: Sequence[IntArray]) -> FloatArray:
         """float32 [n, n_items]."""
-        found = self.share * _scaled(np.exp(self.sasrec.log_probs(histories)), histories)
-        for share, votes in self.votes:
-            found += share * _scaled(votes.scores(histories), histories)
-        return found
+        shares = [share for share, _ in self.parts]
+        found = [_scaled(part.scores(histories)) for _, part in self.parts]
+        return np.asarray(np.tensordot(shares, found, axes=1), dtype=np.float32)
 
 
-def _scaled(scores: FloatArray, histories: Sequence[IntArray]) -> FloatArray:
-    for row, history in zip(scores, histories, strict=True):
-        row[history] = 0.0
+def _scaled(scores: FloatArray) -> FloatArray:
     return np.asarray(scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30), dtype=np.float32)
 
 
@@ -171,14 +164,11 @@ def _factors(method: str) -> Callable[[Shelf, int], RankingModel]:
 
 
 def _blend(shelf: Shelf, seed: int) -> RankingModel:
-    shares, (sasrec, _) = shelf.shares, shelf.model("sasrec", seed)
-    assert isinstance(sasrec, LogProbs)
-    votes = (
-        (shares.rules, sequential_rules(shelf.training, shelf.n_items)),
-        (shares.users, shared_users(shelf.training, shelf.n_items)),
-        (shares.texts, like_texts(shelf.texts or [""] * shelf.n_items)),
-    )
-    return Blend(sasrec.sasrec, shares.sasrec, votes)
+    def sasrec() -> SasRec:
+        return cast(LogProbs, shelf.model("sasrec", seed)[0]).sasrec
+
+    texts = shelf.texts or [""] * shelf.n_items
+    return Blend(parts_of(shelf.shares, shelf.training, shelf.n_items, texts=texts, sasrec=sasrec))
 
 
 PARTS = {"mixture": ("sasrec", "rules"), "fusion": ("sasrec", "rules"), "teacher": ("sasrec",)}

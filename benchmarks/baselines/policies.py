@@ -96,8 +96,8 @@ def measured_policy(
 ) -> tuple[dict[str, Ranked], float]:
     """(column -> figures, seconds of tokenization and training); the policy stays under ``keep``.
 
-    Each cutoff is read off the narrowest beam that holds it. Raises RowUnavailableError where codes of text
-    are wanted of a data set that has none.
+    Each cutoff up to the widest beam is read off the narrowest that holds it. Raises RowUnavailableError
+    where codes of text are wanted of a data set that has none.
     """
     if name == "tiger-like" and not data.has_titles:
         raise RowUnavailableError("the data set has no titles to make codes of")
@@ -117,7 +117,7 @@ def measured_policy(
     columns = {}
     for column in COLUMNS:
         per_user, shape, answered = {}, None, 0
-        for beam, cutoffs in beam_plan(beams, CUTOFFS):
+        for beam, cutoffs in beam_plan(beams, [k for k in CUTOFFS if k <= max(beams)]):
             figures = rank_catalogue(
                 policy,
                 cases,

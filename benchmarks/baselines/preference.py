@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -150,20 +150,24 @@ class Bench:
             table = self._rejecting(table, self._of_all_grades(drawn))
         return self.learn(name, self.base, table, stage)
 
-    def rounds(self, prefix: str, start: Path) -> dict[str, Path]:
-        """What feedback makes of ``start``: the likes' likelihood alone (``more``), both grades of rejected
-        items in one stage of random order (``mixed``), one stage after another (by name)."""
+    def rounds(self, prefix: str, start: Path, rows: Sequence[str]) -> dict[str, Path]:
+        """What feedback makes of ``start``, if one of ``rows``: the likes' likelihood alone (``more``), both
+        grades of rejected items in one stage of random order (``mixed``), one stage after another (by name).
+        """
         stages = self.feedback
         table = _joined({name: table for name, (_, table) in stages.items()})
         first = next(iter(stages.values()))[0]
         found = {}
         for kind, update in (("more", LIKELIHOOD), ("mixed", {})):
             name = f"{prefix}-{kind}"
-            found[name] = self.learn(name, start, table, first.model_copy(update={"name": name, **update}))
-        policy = start
-        for stage, samples in stages.values():
-            name = f"{prefix}-{stage.name}"
-            policy = found[name] = self.learn(name, policy, samples, stage)
+            if name in rows:
+                stage = first.model_copy(update={"name": name, **update})
+                found[name] = self.learn(name, start, table, stage)
+        if any(f"{prefix}-{name}" in rows for name in stages):
+            policy = start
+            for stage, samples in stages.values():
+                name = f"{prefix}-{stage.name}"
+                policy = found[name] = self.learn(name, policy, samples, stage)
         return found
 
     def played(self, policy: Path) -> SelfPlay:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from align3gr.demo.defaults import DemoOptions, demo_settings
-from features.batch import InteractionBatch, Record
+from benchmarks.landing import land
 from features.catalogue import Catalogue
 from features.duck import connect
 from features.histories import histories
-from features.interactions import Interaction, Kind, encode_interaction
-from features.log import FeedbackLog, offsets_app, watermark_app
+from features.interactions import Interaction, Kind
+from features.log import FeedbackLog
 from policies.ledger import PromotionLedger
 from policies.lists import Recommendation, UserContext
 from policies.registry import Registry
@@ -220,18 +220,7 @@ class Arm:
                 )  # fmt: skip
 
     def _land(self, events: Iterable[Interaction], until: datetime) -> None:
-        """Append to the log what had arrived by ``until``, as an ingest worker does."""
-        log = FeedbackLog.open(self.home / "log")
-        app, mark = offsets_app("loop", "interactions", 0), watermark_app("loop", "interactions", 0)
-        last = log.transaction_version(app)
-        first, arrived = 0 if last is None else last + 1, int(until.timestamp() * 1000) - 1000
-        records = [Record(encode_interaction(one), 0, first + n, arrived) for n, one in enumerate(events)]
-        batch = InteractionBatch.of(self.settings.features)
-        refused = batch.add(records, now=until)
-        if refused:
-            raise ValueError(refused[0].message)
-        offsets = {app: first + len(records) - 1, mark: int(until.timestamp() * 1000)}
-        log.append(batch.table(until), offsets)
+        land(self.home / "log", events, self.settings.features, until)
 
     def _policy(self) -> Any:
         from policies.policy import Policy

@@ -2,26 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from benchmarks.baselines.material import FRESH_SHARE, material
+from tests.trainer.rated import write_ratings
 from tests.trainer.ring_walks import write_walks
-
-ITEMS, USERS = 30, 12
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MovieLens-like ratings: a user a column of random films and stars, a minute apart."""
-    place, random = tmp_path_factory.mktemp("rated"), np.random.default_rng(0)
-    lines = ["userId,movieId,rating,timestamp"]
-    for user in range(USERS):
-        for minute, film in enumerate(random.permutation(ITEMS)[: int(random.integers(4, ITEMS))]):
-            lines.append(f"{user},{film},{random.choice([1.0, 3.0, 4.0, 5.0])},{1_000_000_000 + 60 * minute}")
-    films = ["movieId,title,genres", *(f"{film},Film {film},Drama" for film in range(ITEMS))]
-    (place / "ratings.csv").write_text("\n".join(lines) + "\n")
-    (place / "movies.csv").write_text("\n".join(films) + "\n")
+    """Ratings of a few users."""
+    place = tmp_path_factory.mktemp("data") / "rated"
+    write_ratings(place, users=12)
     return place
 
 

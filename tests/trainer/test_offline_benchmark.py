@@ -1,6 +1,5 @@
 """The offline benchmark on a small data set: rows by hand, rows recorded, the two training loops alike."""
 
-import gzip
 import json
 import math
 from collections import Counter
@@ -30,9 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Histories that walk through rings of ten items, ids that are no rows."""
     place = tmp_path_factory.mktemp("data") / "little"
     write_walks(place, USERS, first_id=100)
-    with gzip.open(place / "items.jsonl.gz", "wt") as out:
-        for item in range(ITEMS):
-            out.write(json.dumps({"id": 100 + item, "title": f"item {item}"}) + "\n")
     return place
 
 
@@ -148,13 +144,13 @@ def test_our_pipeline_is_a_row(folder: Path, tmp_path: Path, capsys: pytest.Capt
     )
     keep = tmp_path / "keep"
     line = [str(folder), "--rows", "tiger-like", "ours", "--seeds", "1", "--only", "--json"]
-    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5"])
+    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5", "100"])
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     for row in rows:
         assert row["unseen"]["recall@100"][0] == 1.0  # 40 items
         assert row["unseen"]["recall@10"][0] > 0.3  # a quarter by chance
         assert row["unseen"]["depth"] == 10
-    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5"])  # kept
+    offline.main([*line, "--keep", str(keep), "--settings", str(settings), "--beam", "5", "100"])  # kept
     again = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row["unseen"] for row in again] == [row["unseen"] for row in rows]
 

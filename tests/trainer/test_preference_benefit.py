@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import preference_benefit
 from tests.policies.factory import tiny_codec, write_tiny_policy
+from tests.trainer.rated import write_ratings
 from tests.trainer.ring_walks import ITEMS, write_walks
 
 
@@ -25,7 +26,7 @@ def test_rows_share_users_and_steps_and_are_kept(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.set_num_threads(1)
-    wanted = ["sft", "sft-more", "sdpo", "sp-mixed", "sp-easy"]
+    wanted = ["sft", "sft-more", "sdpo", "sp-mixed", "sp-easy", "rf-mixed"]
     line = [str(folder), "--policy", str(folder / "policy"), "--seeds", "1", "--users", "40", "--beam", "20"]
     line += ["--keep", str(tmp_path / "keep"), "--json", "--rows", *wanted, "--record", str(tmp_path / "r")]
     line += ["--set", "epochs=1", "min_samples=1", "learning_rate=0.002", "anchor=0.5"]
@@ -52,3 +53,25 @@ def test_rows_share_users_and_steps_and_are_kept(
     told = capsys.readouterr()
     assert json.loads(told.out.splitlines()[-1]) == first
     assert "samples," not in told.err
+
+
+@pytest.mark.slow
+def test_feedback_rows_learn_from_ratings_and_only_those_wanted_are_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_num_threads(1)
+    write_ratings(tmp_path / "rated", users=40)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(
+        "trainer: {sft: {backbone: demo, epochs: 1, text_vocabulary: 300},"
+        " tokenization: {hidden: [16], code_dimension: 8, steps: 40, without_text: allow,"
+        " collaborative: {epochs: 1}, alignment: {epochs: 1}}}\n"
+    )
+    line = [str(tmp_path / "rated"), "--settings", str(settings), "--seeds", "1", "--beam", "20", "--json"]
+    line += ["--keep", str(tmp_path / "keep"), "--set", "epochs=1", "min_samples=1"]
+    preference_benefit.main([*line, "--rows", "rounds-more", "rounds-hard"])
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert rows.keys() == {"sft", "rounds-more", "rounds-easy", "rounds-hard"}
+    learned = {name: row["learned"][0]["samples"] for name, row in rows.items() if row["learned"]}
+    assert learned["rounds-more"] == learned["rounds-easy"] + learned["rounds-hard"]
+    assert rows["rounds-hard"].keys() >= {"against sft", "against rounds-more"}

@@ -100,17 +100,23 @@ def test_the_teacher_mixes_both_halves_without_what_was_met(chain: SasRec) -> No
     sigma = 0.6
     rules = sequential_rules(CHAIN, 12)
     rules_alone = Teacher.of(CHAIN, 12, [(1.0, rules)], keep=12, weight=0.5)
-    mixed = Teacher.of(CHAIN, 12, [(1 - sigma, rules)], keep=12, weight=0.5, sasrec=(sigma, chain))
+    mixed = Teacher.of(CHAIN, 12, [(1 - sigma, rules), (sigma, chain)], keep=12, weight=0.5)
+    sasrec_alone = Teacher.of(CHAIN, 12, [(1.0, chain)], keep=12, weight=0.5)
     history = CHAIN[0]
     for position in range(1, len(history)):
         row = int(mixed.first[0]) + position - 1
         told = np.exp(chain.log_probs([history[:position]])[0])
         told[history[:position]] = 0
+        np.testing.assert_allclose(by_item(sasrec_alone, row), told / told.sum(), atol=1e-5)
         expected = sigma * told / told.sum()
         for item, share in zip(rules_alone.items[row], rules_alone.shares[row], strict=True):
             if item >= 0:
                 expected[item] += (1 - sigma) * share
-        found = np.zeros(12)
-        kept = mixed.items[row] >= 0
-        found[mixed.items[row][kept]] = mixed.shares[row][kept]
-        np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-5)
+        np.testing.assert_allclose(by_item(mixed, row), expected / expected.sum(), atol=1e-5)
+
+
+def by_item(teacher: Teacher, row: int) -> np.ndarray:
+    """Its shares of one sample, of each of twelve items."""
+    found, kept = np.zeros(12), teacher.items[row] >= 0
+    found[teacher.items[row][kept]] = teacher.shares[row][kept]
+    return found

@@ -29,10 +29,9 @@ from .sasrec import SasRec
 from .tasks import NO_TEXT, CatalogueText, Mixture
 from .tasks.mixture import require_context
 from .tasks.writing import require_whole_scids
-from .teacher import Teacher
+from .teacher import Teacher, parts_of
 from .training import ALONE, Progress, train_next_item
 from .user_scids import UserScids
-from .votes import like_texts, sequential_rules, shared_users
 
 
 @dataclass(frozen=True)
@@ -188,25 +187,14 @@ def _teacher(
     catalogue: CatalogueText,
     device: str,
 ) -> Teacher:
-    n_items, shares = len(codec), settings.teacher
-    sasrec, votes = None, []
-    if shares.sasrec > 0:
-        sasrec = shares.sasrec, SasRec.fit(indexed, n_items, settings.sasrec, device=device)
-    if shares.rules > 0:
-        votes.append((shares.rules, sequential_rules(indexed, n_items)))
-    if shares.users > 0:
-        votes.append((shares.users, shared_users(indexed, n_items)))
-    if shares.texts > 0:
-        lines = [catalogue.lines.get(item_id, "") for item_id in codec.item_ids]
-        votes.append((shares.texts, like_texts(lines)))
-    return Teacher.of(
+    parts = parts_of(
+        settings.teacher,
         indexed,
-        n_items,
-        votes,
-        keep=settings.teacher_items,
-        weight=settings.teacher_weight,
-        sasrec=sasrec,
+        len(codec),
+        texts=[catalogue.lines.get(item_id, "") for item_id in codec.item_ids],
+        sasrec=lambda: SasRec.fit(indexed, len(codec), settings.sasrec, device=device),
     )
+    return Teacher.of(indexed, len(codec), parts, keep=settings.teacher_items, weight=settings.teacher_weight)
 
 
 def found_device(name: str) -> str:
@@ -264,7 +252,8 @@ def run_key(
         digest.update(len(history).to_bytes(8, "little") + history.tobytes())
     for text in texts:
         digest.update(text.encode() + b"\0")
-    if any(settings.tasks.weights.values()) or settings.teacher_weight > 0 < settings.teacher.texts:
+    texts_taught = settings.teacher_weight > 0 and settings.teacher.texts > 0
+    if texts_taught or any(settings.tasks.weights.values()):
         for part in catalogue.parts():
             digest.update(part)
     return digest.hexdigest()

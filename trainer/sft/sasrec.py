@@ -9,7 +9,7 @@ item of these is held out, to keep the weights that rank it best.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -77,6 +77,21 @@ class SasRec:
             for start in range(0, len(histories), SCORED_AT_ONCE)
         ]
         return np.concatenate([*found, np.zeros((0, self._networks[0].items.num_embeddings - 1), np.float32)])
+
+    def scores(self, histories: Sequence[IntArray]) -> FloatArray:
+        """p(next item | history) with 0 for items of the history, float32 [n, n_items]."""
+        found = np.exp(self.log_probs(histories))
+        for row, history in zip(found, histories, strict=True):
+            row[history] = 0.0
+        return np.asarray(found, dtype=np.float32)
+
+    def along(self, histories: Sequence[IntArray]) -> Iterator[tuple[IntArray, npt.NDArray[np.float64]]]:
+        """(all items, their ``scores``) at each position but the first of each history, in order."""
+        every = np.arange(self._networks[0].items.num_embeddings - 1)
+        asked = [history[:end] for history in histories for end in range(1, len(history))]
+        for start in range(0, len(asked), SCORED_AT_ONCE):
+            for row in self.scores(asked[start : start + SCORED_AT_ONCE]):
+                yield every, row.astype(np.float64)
 
     @torch.inference_mode()
     def _scored(self, histories: Sequence[IntArray]) -> FloatArray:

@@ -17,25 +17,36 @@ users it learns little by heart.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from trainer.settings import TeacherShares
+
 from .data import Branches, first_samples
 from .sasrec import SasRec
-from .votes import Votes
+from .votes import like_texts, sequential_rules, shared_users
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
-
-AT_ONCE = 512
-"""Positions that SASRec is asked about at once; bounds memory, changes nothing."""
-
-Part = tuple[float, IntArray, npt.NDArray[np.float64]]
-"""(share, items, their scores, which sum to 1) of one kind of votes after a history."""
+Doubles = npt.NDArray[np.float64]
 
 Progress = Callable[[int, int], None]
 """Called with (positions done, positions in all)."""
+
+
+class Part(Protocol):
+    """What a teacher is made of: something that scores items after a history, 0 for what is in it."""
+
+    def scores(self, histories: Sequence[IntArray]) -> FloatArray:
+        """Of every item after each history: [n, n_items]."""
+        ...
+
+    def along(self, histories: Sequence[IntArray]) -> Iterator[tuple[IntArray, Doubles]]:
+        """(items, their scores) at each position but the first of each training history, in order; an item
+        that is not named scores 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,22 +67,22 @@ class Teacher:
         cls,
         histories: Sequence[IntArray],
         n_items: int,
-        votes: Sequence[tuple[float, Votes]],
+        parts: Sequence[tuple[float, Part]],
         *,
         keep: int,
         weight: float,
-        sasrec: tuple[float, SasRec] | None = None,
         progress: Progress | None = None,
     ) -> "Teacher":
-        """Ask ``votes`` and ``sasrec``, each with its share of the teacher, about every position of
-        ``histories`` but the first; their ``keep`` likeliest items stay."""
+        """Ask ``parts``, each with its share of the teacher, about every position of ``histories`` but the
+        first; their ``keep`` likeliest items stay."""
         first = first_samples(histories)
         count = sum(max(len(history) - 1, 0) for history in histories)
         items = np.full((count, keep), -1, dtype=np.int32)
         shares = np.zeros((count, keep), dtype=np.float32)
-        told = None if sasrec is None else _told(histories, *sasrec)
-        for sample, voted in enumerate(_voted(histories, votes)):
-            columns, scores = _mixed(voted, n_items, None if told is None else next(told))
+        weights = [share for share, _ in parts]
+        asked = zip(*(part.along(histories) for _, part in parts), strict=True)
+        for sample, opinions in enumerate(asked):
+            columns, scores = _mixed(weights, opinions, n_items)
             best = _largest(scores, keep)
             items[sample, : len(best)] = columns[best]
             shares[sample, : len(best)] = scores[best] / max(scores[best].sum(), 1e-30)
@@ -99,47 +110,47 @@ class Teacher:
         )
 
 
-def _voted(histories: Sequence[IntArray], votes: Sequence[tuple[float, Votes]]) -> Iterator[list[Part]]:
-    """What each of ``votes`` that knows something says at each position but the first, in order."""
-    for history in histories:
-        shares = [share for share, _ in votes]
-        for opinions in zip(*(one.along(history) for _, one in votes), strict=True):
-            yield [
-                (share, columns, scores / scores.sum())
-                for share, (columns, scores) in zip(shares, opinions, strict=True)
-                if scores.sum() > 0
-            ]
-
-
-def _told(
-    histories: Sequence[IntArray], sigma: float, sasrec: SasRec
-) -> Iterator[tuple[float, npt.NDArray[np.float64]]]:
-    """(its share, p over all items) of SASRec at the same positions."""
-    asked = [history[:end] for history in histories for end in range(1, len(history))]
-    for start in range(0, len(asked), AT_ONCE):
-        part = asked[start : start + AT_ONCE]
-        for row, history in zip(np.exp(sasrec.log_probs(part)), part, strict=True):
-            row[history] = 0.0
-            yield sigma, row.astype(np.float64) / max(float(row.sum()), 1e-30)
+def parts_of(
+    shares: TeacherShares,
+    histories: Sequence[IntArray],
+    n_items: int,
+    *,
+    texts: Sequence[str],
+    sasrec: Callable[[], SasRec],
+) -> list[tuple[float, Part]]:
+    """(its share, the part) of each part of the teacher of ``histories`` that has a share. ``texts``: one an
+    item; ``sasrec``: trains it, called only where it is wanted."""
+    made: tuple[tuple[float, Callable[[], Part]], ...] = (
+        (shares.sasrec, sasrec),
+        (shares.rules, lambda: sequential_rules(histories, n_items)),
+        (shares.users, lambda: shared_users(histories, n_items)),
+        (shares.texts, lambda: like_texts(texts)),
+    )
+    return [(share, make()) for share, make in made if share > 0]
 
 
 def _mixed(
-    voted: Sequence[Part], n_items: int, told: tuple[float, npt.NDArray[np.float64]] | None
-) -> tuple[IntArray, npt.NDArray[np.float64]]:
+    weights: Sequence[float], opinions: Sequence[tuple[IntArray, Doubles]], n_items: int
+) -> tuple[IntArray, Doubles]:
     """(items, t of them, up to a factor that is the same for all)."""
-    if told is not None:
-        scores = told[0] * told[1]
-        for share, own, votes in voted:
-            scores[own] += share * votes
-        return np.arange(n_items), scores
-    columns = np.unique(np.concatenate([np.zeros(0, np.int64), *(own for _, own, _ in voted)]))
-    scores = np.zeros(len(columns))
-    for share, own, votes in voted:
-        scores[np.searchsorted(columns, own)] += share * votes
-    return columns, scores
+    told = [
+        (weight / total, columns, scores)
+        for weight, (columns, scores) in zip(weights, opinions, strict=True)
+        if (total := scores.sum()) > 0
+    ]
+    dense = any(len(columns) == n_items for _, columns, _ in told)
+    every = (
+        np.arange(n_items)
+        if dense
+        else np.unique(np.concatenate([np.zeros(0, np.int64), *(columns for _, columns, _ in told)]))
+    )
+    mixed = np.zeros(len(every))
+    for weight, columns, scores in told:
+        mixed[columns if dense else np.searchsorted(every, columns)] += weight * scores
+    return every, mixed
 
 
-def _largest(scores: npt.NDArray[np.float64], keep: int) -> IntArray:
+def _largest(scores: Doubles, keep: int) -> IntArray:
     """Places of the ``keep`` largest positive scores, largest first, ties by place."""
     places = np.flatnonzero(scores > 0)
     if len(places) > keep:

@@ -80,10 +80,13 @@ class Votes:
             scores[user, history] = 0.0
         return scores
 
-    def along(self, history: IntArray) -> Iterator[tuple[IntArray, Doubles]]:
-        """(items, scores) at each position of a training history but the first, its own part left out."""
-        if len(history) < 2:
-            return
+    def along(self, histories: Sequence[IntArray]) -> Iterator[tuple[IntArray, Doubles]]:
+        """(items, scores) at each position but the first of each training history, its own part left out."""
+        for history in histories:
+            if len(history) > 1:
+                yield from self._along(history)
+
+    def _along(self, history: IntArray) -> Iterator[tuple[IntArray, Doubles]]:
         columns, weights = self._rows(history)
         where = np.searchsorted(columns, history)
         for position in range(1, len(history)):
@@ -114,7 +117,8 @@ class Votes:
 def sequential_rules(histories: Sequence[IntArray], n_items: int) -> Votes:
     """What follows what in ``histories`` (item numbers, oldest first)."""
     counts = directed_cooccurrences(histories, n_items, window=WINDOW)
-    damp = np.maximum(_met(histories, n_items), 1.0) ** -DAMPING
+    met = np.bincount(np.concatenate([*histories, np.zeros(0, np.int64)]), minlength=n_items)
+    damp = np.maximum(met.astype(np.float64), 1.0) ** -DAMPING
 
     def own(a: int, _: IntArray, distance: IntArray) -> Doubles:
         return np.where(distance <= WINDOW, damp[a] / distance, 0.0)
@@ -165,11 +169,6 @@ def _likest(vectors: sparse.csr_matrix, start: int, end: int) -> sparse.csr_matr
     found = sparse.csr_matrix((weights.ravel(), places), shape=cosines.shape)
     found.eliminate_zeros()
     return found
-
-
-def _met(histories: Sequence[IntArray], n_items: int) -> Doubles:
-    flat = np.concatenate([*histories, np.zeros(0, np.int64)])
-    return np.bincount(flat, minlength=n_items).astype(np.float64)
 
 
 def _largest(matrix: sparse.csr_matrix, keep: int) -> sparse.csr_matrix:
