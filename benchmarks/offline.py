@@ -37,7 +37,7 @@ from benchmarks.baselines.policies import POLICIES, measured_policy, policy_key
 from benchmarks.baselines.reading import Dataset, read
 from benchmarks.measuring import origin
 from trainer.metrics import COLUMN_WORDS, COLUMNS, Bootstrap, ListShape, Ranked, rank_scores
-from trainer.settings import SftSettings, TrainerSettings
+from trainer.settings import TrainerSettings
 from trainer.tokenization.text import item_texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,11 +185,8 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
 
 
 def settings_from(file: Path | None) -> TrainerSettings:
-    """The trainer's part of a settings file; without one the defaults, and the teacher of distilled.yaml."""
-    if file is not None:
-        return load_settings(file).trainer
-    taught = load_settings(ROOT / "settings" / "distilled.yaml").trainer.sft
-    return TrainerSettings(sft=SftSettings(teacher=taught.teacher))
+    """The trainer's part of a settings file; without one the defaults."""
+    return TrainerSettings() if file is None else load_settings(file).trainer
 
 
 def measured(

@@ -13,9 +13,10 @@ part of a row its prompts have none. Every task of a row has the same ``--weight
 The paper names its tasks C1-C3 and B1 without saying which they are. ``--reading 1``: preference inference is
 B1, all else C1-C3; ``--reading 2``: item text and SCID are B1, all else C1-C3 (docs/base-policy.md).
 
-``--settings``: a JSON file with other settings of SFT than those named here, the same for all rows. A
-finished run is kept under ``--keep`` and not done again. ``--json``: the last line is one object [rows: name,
-tasks, metrics with 95% intervals of resampled users and seeds, the paper's figures, cpu_s, seconds].
+``--settings``: a JSON file with other settings of SFT than those named here, the same for all rows; without
+it there is no teacher, and items have no tokens of their own. A finished run is kept under ``--keep`` and not
+done again. ``--json``: the last line is one object [rows: name, tasks, metrics with 95% intervals of
+resampled users and seeds, the paper's figures, cpu_s, seconds].
 """
 
 import argparse
@@ -169,7 +170,8 @@ def main() -> None:
 
 def settings_of(wanted: argparse.Namespace, row: Row, seed: int) -> SftSettings:
     """Settings of one run; those of the file first, then what the row and the command say."""
-    given = {} if wanted.settings is None else json.loads(wanted.settings.read_text())
+    given = {"item_tokens": 0, "teacher_weight": 0.0}
+    given |= {} if wanted.settings is None else json.loads(wanted.settings.read_text())
     lengths = given.pop("tasks", {})
     weights = dict.fromkeys(row.tasks(wanted.reading), wanted.weight)
     named = {"backbone": wanted.backbone, "epochs": wanted.epochs, "seed": seed}

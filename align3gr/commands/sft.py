@@ -87,6 +87,7 @@ def sft(
             leave_out=leave_out,
             ranks=ranks,
             progress=progress,
+            preparing=bars,
         )
     if done is None:
         return

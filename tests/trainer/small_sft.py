@@ -11,7 +11,15 @@ from trainer.settings import SftSettings, TokenizationSettings
 from trainer.sft.teacher import Teacher
 from trainer.sft.votes import sequential_rules
 
-QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
+QUICK = SftSettings(
+    backbone="demo",
+    epochs=2,
+    samples_per_step=64,
+    text_vocabulary=260,
+    precision="float32",
+    item_tokens=0,
+    teacher_weight=0.0,
+)
 TOKENIZATION = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)
 
 

@@ -66,7 +66,7 @@ def place(
         update={
             "curriculum": wanted,
             "preference": TRAINER.preference.model_copy(update={"guards": guards}),
-            "sft": SftSettings(backbone="demo", steps=2, text_vocabulary=300),
+            "sft": SftSettings(backbone="demo", steps=2, text_vocabulary=300, teacher_weight=0.0),
         }
     )
     return CurriculumPlace(home, features or FeatureSettings(), POLICIES, trainer)

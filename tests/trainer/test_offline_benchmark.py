@@ -138,7 +138,8 @@ def test_the_likes_of_other_models_are_our_settings_with_parts_left_out() -> Non
 def test_our_pipeline_is_a_row(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text(
-        "trainer: {sft: {backbone: demo, epochs: 40, samples_per_step: 64, text_vocabulary: 300},"
+        "trainer: {sft: {backbone: demo, epochs: 40, samples_per_step: 64, text_vocabulary: 300,"
+        " teacher_weight: 0, item_tokens: 0},"
         " tokenization: {hidden: [16], code_dimension: 8, steps: 40, collaborative: {epochs: 1},"
         " alignment: {epochs: 1}}}\n"
     )

@@ -63,7 +63,7 @@ def test_feedback_rows_learn_from_ratings_and_only_those_wanted_are_trained(
     write_ratings(tmp_path / "rated", users=40)
     settings = tmp_path / "settings.yaml"
     settings.write_text(
-        "trainer: {sft: {backbone: demo, epochs: 1, text_vocabulary: 300},"
+        "trainer: {sft: {backbone: demo, epochs: 1, text_vocabulary: 300, teacher_weight: 0},"
         " tokenization: {hidden: [16], code_dimension: 8, steps: 40, without_text: allow,"
         " collaborative: {epochs: 1}, alignment: {epochs: 1}}}\n"
     )

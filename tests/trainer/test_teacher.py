@@ -1,5 +1,6 @@
 """The teacher: its formula, what its parts know, and what distilling it costs and gives."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from policies.scoring import pack, token_log_probs
 from tests.trainer import small_world
 from tests.trainer.small_sft import QUICK, model_for, rows_of, rules_teacher
 from trainer.settings import SasRecSettings, TeacherShares
-from trainer.sft.base_policy import token_map, train_sft
+from trainer.sft.base_policy import SftReport, token_map, train_sft
 from trainer.sft.data import branches_of, tree_batch, windows_of
 from trainer.sft.teacher import Teacher
-from trainer.sft.training import accumulate, sample_logits, sample_losses
+from trainer.sft.training import Step, accumulate, sample_logits, sample_losses
 from trainer.sft.votes import SHRINK, like_texts, sequential_rules, shared_users
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,5 +164,23 @@ def test_a_taught_policy_trains_end_to_end(codec_dir: Path, tmp_path: Path) -> N
     every = TeacherShares(sasrec=0.4, rules=0.2, users=0.2, texts=0.2)
     sasrec = SasRecSettings(dimension=8, epochs=2)
     wanted = QUICK.model_copy(update={"teacher_weight": 0.5, "teacher": every, "sasrec": sasrec})
-    report = train_sft(codec_dir, small_world.histories(24), wanted, tmp_path / "policy")
+    asked: list[str] = []
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(name: str, progress: Callable[[Step], None] | None = None, keep: str = "kept") -> SftReport:
+        return train_sft(
+            codec_dir, small_world.histories(24), wanted, tmp_path / name,
+            checkpoint=tmp_path / keep, progress=progress, preparing=lambda what, *_: asked.append(what),
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run("policy", killed)
+    assert set(asked) == {"SASRec", "teacher"}
+    asked.clear()
+    report = run("policy")
+    assert not asked  # the teacher was kept
     assert report.losses[-1] < report.losses[0]
+    assert run("uninterrupted", keep="elsewhere").losses == report.losses
+    assert not list((tmp_path / "kept").iterdir())

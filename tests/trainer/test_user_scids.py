@@ -26,20 +26,18 @@ from tests.policies.factory import (
     write_tiny_policy,
 )
 from tests.trainer import small_world
-from tests.trainer.small_sft import rules_teacher
+from tests.trainer.small_sft import QUICK, rules_teacher
 from tests.trainer.test_stage import EASY, SETTINGS, a_run, preference_table
 from trainer.errors import TrainerError
 from trainer.newcomers import grow_codec, grown_codec
 from trainer.preference.samples import encode_samples
 from trainer.preference.stage import run_stage
-from trainer.settings import SftSettings
 from trainer.sft.base_policy import index_histories, run_key, token_map, train_sft
 from trainer.sft.data import TokenMap, branches_of, tree_batch, windows_of
 from trainer.sft.training import accumulate, sample_logits, sample_losses, train_next_item
 from trainer.sft.user_scids import UserScids
 from trainer.slates import log_probs
 
-QUICK = SftSettings(backbone="demo", epochs=2, samples_per_step=64, text_vocabulary=260, precision="float32")
 LENGTHS = [6, 2, 1, 9, 0, 47, 4, 21]
 
 

@@ -60,20 +60,21 @@ class SasRecSettings(BaseModel):
 
 
 class TeacherShares(BaseModel):
-    """What the teacher's distribution is made of; shares of the whole, whatever they sum to.
+    """What the teacher's distribution is made of: shares of the whole, whatever they sum to.
 
-    A part that knows nothing of a history leaves its share to the others.
+    A part that knows nothing of a history leaves its share to the others. The defaults are the best seen on
+    Beauty (docs/benchmarks.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rules: Weight = 1.0
+    rules: Weight = 0.1
     """Sequential rules: what followed what, in seconds."""
-    sasrec: Weight = 0.0
+    sasrec: Weight = 0.5
     """SASRec, trained on the same histories, in minutes."""
-    users: Weight = 0.0
+    users: Weight = 0.1
     """Items that the same users met, whatever the order, in seconds."""
-    texts: Weight = 0.0
+    texts: Weight = 0.3
     """Items whose catalogue texts resemble each other, in seconds."""
 
     @model_validator(mode="after")
@@ -168,15 +169,15 @@ class SftSettings(BaseModel):
     """Gradients are clipped to this norm."""
     drop_items: Share = 0.1
     """Share of history items left out at random, anew every epoch."""
-    item_tokens: Annotated[int, Field(ge=0)] = 0
+    item_tokens: Annotated[int, Field(ge=0)] = 20_000
     """Items, the most frequent in the histories first, that get a token of their own in histories; the others
     are shown by their codes."""
     spell_items: Share = 0.1
     """Share of history items shown by their codes though they have a token, anew every epoch."""
-    teacher_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    teacher_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     """Share of the target that is the collaborative teacher's distribution; the rest is the item that came
     next. 0: no teacher."""
-    teacher_items: Count = 64
+    teacher_items: Count = 128
     """Items the teacher's distribution keeps."""
     teacher: TeacherShares = TeacherShares()
     """What the teacher is made of."""

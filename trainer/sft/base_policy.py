@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from policies.codec import ScidCodec
 from policies.policy import write_policy
 from policies.prompt import HISTORY, PromptTokens
 from policies.weights import device_named
+from trainer.checkpoint import Checkpoint
 from trainer.errors import CannotTrain
 from trainer.ranks import Ranks
 from trainer.settings import SftSettings
@@ -29,6 +29,7 @@ from .sasrec import SasRec
 from .tasks import NO_TEXT, CatalogueText, Mixture
 from .tasks.mixture import require_context
 from .tasks.writing import require_whole_scids
+from .teacher import Progress as Preparing
 from .teacher import Teacher, parts_of
 from .training import ALONE, Progress, train_next_item
 from .user_scids import UserScids
@@ -78,6 +79,7 @@ def train_sft(
     checkpoint: Path | None = None,
     ranks: Ranks = ALONE,
     progress: Progress | None = None,
+    preparing: Preparing | None = None,
 ) -> SftReport:
     """Train the base policy on next-item prediction and write the policy directory ``out`` (kind "full").
 
@@ -90,7 +92,8 @@ def train_sft(
     weights (CPU, same threads).
 
     ``device``: cpu, cuda, cuda:N, or auto (a GPU where there is one). ``ranks``: processes that share each
-    step; the leading one writes, the others return once it has.
+    step; the leading one writes, the others return once it has. ``preparing``: told how far the teacher is,
+    before the first step.
 
     Raises CannotTrain when no history has two known items, the backbone cannot be used or ``out`` exists,
     PolicyRefused for a codec that cannot be read, BadRequest for a device that is not there.
@@ -128,12 +131,15 @@ def train_sft(
     mixture = Mixture.of(settings, codec, backbone.tokenizer, backbone.model, indexed, scids, catalogue)
     model = with_lora(backbone, settings.lora, prompt.ids, seed=settings.seed)
     trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    teacher = None
-    if settings.teacher_weight > 0:
-        teacher = _teacher(indexed, codec, settings, catalogue, place)
     rate = settings.learning_rate or backbone.learning_rate
     key = run_key(codec, indexed, settings, texts, catalogue)
     state = None if checkpoint is None else checkpoint / key[:16]
+    taught = None if checkpoint is None else checkpoint / f"{key[:16]}-teacher"
+    teacher = None
+    if settings.teacher_weight > 0:
+        kept = Checkpoint(taught, key)
+        tell = preparing if ranks.leads else None
+        teacher = _teacher(indexed, codec, settings, catalogue, place, kept, ranks, tell)
     trained = train_next_item(
         model,
         windows,
@@ -174,8 +180,8 @@ def train_sft(
             popularity=by_popularity(histories) if popularity is None else popularity,
             lineage=merged(facts, lineage or {}),
         )
-        if state is not None:
-            shutil.rmtree(state, ignore_errors=True)
+        for done in (state, taught):
+            Checkpoint(done, key).clear()
     ranks.wait()
     return report
 
@@ -186,15 +192,39 @@ def _teacher(
     settings: SftSettings,
     catalogue: CatalogueText,
     device: str,
+    kept: Checkpoint,
+    ranks: Ranks,
+    tell: Preparing | None,
 ) -> Teacher:
-    parts = parts_of(
-        settings.teacher,
-        indexed,
-        len(codec),
-        texts=[catalogue.lines.get(item_id, "") for item_id in codec.item_ids],
-        sasrec=lambda: SasRec.fit(indexed, len(codec), settings.sasrec, device=device),
-    )
-    return Teacher.of(indexed, len(codec), parts, keep=settings.teacher_items, weight=settings.teacher_weight)
+    """From ``kept``, where an interrupted run left it; made and kept there otherwise."""
+    saved = kept.load()
+
+    def trained(epoch: int, epochs: int, loss: float, quality: float) -> None:
+        if tell is not None:
+            tell("SASRec", epoch, epochs, f"loss {loss:.3f}  NDCG@10 of held-out items {quality:.4f}")
+
+    if saved is not None:
+        teacher = Teacher.of_state(saved.states["teacher"], settings.teacher_weight)
+    else:
+        parts = parts_of(
+            settings.teacher,
+            indexed,
+            len(codec),
+            texts=[catalogue.lines.get(item_id, "") for item_id in codec.item_ids],
+            sasrec=lambda: SasRec.fit(indexed, len(codec), settings.sasrec, device=device, progress=trained),
+        )
+        teacher = Teacher.of(
+            indexed,
+            len(codec),
+            parts,
+            keep=settings.teacher_items,
+            weight=settings.teacher_weight,
+            progress=tell,
+        )
+    ranks.wait()  # everyone has looked for a kept one before the leading process writes it
+    if saved is None and ranks.leads:
+        kept.save({}, {"teacher": teacher.as_state()})
+    return teacher
 
 
 def found_device(name: str) -> str:

@@ -16,6 +16,7 @@ from trainer.training_input import TrainingInput
 
 from .base_policy import SftReport, train_sft
 from .tasks import CatalogueText
+from .teacher import Progress as Preparing
 from .training import ALONE, Progress
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ def bootstrap(
     leave_out: int = 0,
     ranks: Ranks = ALONE,
     progress: Progress | None = None,
+    preparing: Preparing | None = None,
 ) -> Bootstrapped | None:
     """Train on ``given`` with the codec ``home/codec`` (or ``codec``), register, promote if nothing is yet.
 
@@ -76,6 +78,7 @@ def bootstrap(
         checkpoint=home / "sft",
         ranks=ranks,
         progress=progress,
+        preparing=preparing,
     )
     if not ranks.leads:
         return None

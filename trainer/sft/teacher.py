@@ -15,12 +15,13 @@ teacher would otherwise quote the answer. SASRec has seen the answers too, but t
 users it learns little by heart.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from trainer.settings import TeacherShares
 
@@ -32,8 +33,8 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-Progress = Callable[[int, int], None]
-"""Called with (positions done, positions in all)."""
+Progress = Callable[[str, int, int, str], None]
+"""Called with (what is being made, how much is done, of how much, a note)."""
 
 
 class Part(Protocol):
@@ -87,8 +88,17 @@ class Teacher:
             items[sample, : len(best)] = columns[best]
             shares[sample, : len(best)] = scores[best] / max(scores[best].sum(), 1e-30)
             if progress is not None and sample % 4096 == 0:
-                progress(sample, count)
+                progress("teacher", sample, count, "")
         return cls(items, shares, first, weight)
+
+    def as_state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint keeps of it; ``of_state`` makes it again."""
+        return {name: torch.from_numpy(getattr(self, name)) for name in ("items", "shares", "first")}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, torch.Tensor], weight: float) -> "Teacher":
+        """The teacher of which ``state`` was kept."""
+        return cls(state["items"].numpy(), state["shares"].numpy(), state["first"].numpy(), weight)
 
     def blend(self, branches: Branches, rng: np.random.Generator) -> Branches:
         """Answers drawn from q, with q itself as ``candidates`` and ``shares``; -1 answers stay."""
