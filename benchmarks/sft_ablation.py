@@ -1,8 +1,8 @@
 """The paper's SFT ablation: the same recommender trained on more and more tasks.
 
     python benchmarks/sft_ablation.py beauty/ [--json] [--rows ...] [--seeds 3] [--epochs 10] [--users N]
-        [--test-users 4000] [--backbone tiny] [--weight 0.25] [--reading 1] [--settings FILE] [--device cpu]
-        [--jobs 2] [--keep DIR] [--all-items]
+        [--test-users 4000] [--backbone tiny] [--weight 0.05] [--share 1] [--reading 1] [--settings FILE]
+        [--device cpu] [--jobs 2] [--keep DIR] [--all-items]
 
 FOLDER holds ``sequences.jsonl.gz`` and ``items.jsonl.gz`` (with titles). Protocol: leave one out. Codec and
 SFT see every history without its last two items; the last item is to be found in the whole catalogue after
@@ -118,7 +118,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=None, help="Histories to train on, the first ones.")
     parser.add_argument("--test-users", type=int, default=4000)
     parser.add_argument("--backbone", default="tiny")
-    parser.add_argument("--weight", type=float, default=0.25, help="Of every task of a row.")
+    parser.add_argument("--weight", type=float, default=0.05, help="Of every task of a row.")
+    parser.add_argument("--share", type=float, default=1.0, help="trainer.sft.tasks.share")
     parser.add_argument("--reading", type=int, choices=sorted(READINGS), default=1)
     parser.add_argument("--settings", type=Path, default=None, help="JSON: other settings of SFT.")
     parser.add_argument("--device", default="cpu")
@@ -163,7 +164,10 @@ def main() -> None:
         )
         say(f"{found['name']:22} {recall:>24} {ndcg:>24}   {found['paper'][0]:.4f} / {found['paper'][1]:.4f}")
     if wanted.json:
-        facts = {name: getattr(wanted, name) for name in ("seeds", "epochs", "backbone", "weight", "reading")}
+        facts = {
+            name: getattr(wanted, name)
+            for name in ("seeds", "epochs", "backbone", "weight", "share", "reading")
+        }
         facts |= {"dataset": wanted.folder.name, "column": column, "test_users": wanted.test_users}
         print(json.dumps(facts | {"users": wanted.users, "rows": table}))
 
@@ -173,7 +177,7 @@ def settings_of(wanted: argparse.Namespace, row: Row, seed: int) -> SftSettings:
     given = {"item_tokens": 0, "teacher_weight": 0.0}
     given |= {} if wanted.settings is None else json.loads(wanted.settings.read_text())
     lengths = given.pop("tasks", {})
-    weights = dict.fromkeys(row.tasks(wanted.reading), wanted.weight)
+    weights = dict.fromkeys(row.tasks(wanted.reading), wanted.weight) | {"share": wanted.share}
     named = {"backbone": wanted.backbone, "epochs": wanted.epochs, "seed": seed}
     return SftSettings(**given | named, tasks=TaskSettings(**lengths | weights))
 

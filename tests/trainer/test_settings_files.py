@@ -67,6 +67,7 @@ def test_the_recipe_of_a_file_runs_on_a_tiny_model_of_its_architecture(file: Pat
     if backbone not in PRESETS:
         backbone = str(write_tiny("qwen" if "qwen" in file.stem else "llama", tmp_path / "model"))
     changes: dict[str, Any] = {"backbone": backbone, "steps": 2, "precision": "float32"}
+    changes["samples_per_step"] = 64
     changes["sasrec"] = trainer.sft.sasrec.model_copy(update={"epochs": 1})
     sft = trainer.sft.model_copy(update=changes)
     if sft.quantization != "none":

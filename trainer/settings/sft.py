@@ -111,10 +111,11 @@ class TaskSettings(BaseModel):
     """Profile text -> the user's SCID."""
     user_to_profile: Weight = 0.0
     """The user's SCID -> profile text."""
-    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1 / 32
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Samples a step of a task of weight 1, as a share of ``samples_per_step``; of another in proportion to
-    its weight, at least one. They are long: all nine at weight 1 read two tokens for each one of
-    next-item prediction."""
+    its weight, at least one. 1: every sample counts alike, whatever its task. They are long, so less is
+    faster; but at 1/32 one sample counts for 32, and its noise drowns next-item prediction (measured:
+    docs/base-policy.md)."""
     row_tokens: Annotated[int, Field(ge=64)] = 512
     """Tokens of the longest sample, and of the longest row that samples are packed into. Of a longer history
     the oldest items are left out. A backbone that reads less sets the limit itself."""
