@@ -80,7 +80,8 @@ class Bench:
     def measure(self, policy: Path, name: str) -> Measured:
         """Rank the catalogue for every test user; kept by the policy and the cases."""
         wanted = self.wanted
-        file = self.work / f"{name}-back{wanted.back}-beam{wanted.beam}-users{wanted.users or 'all'}.npz"
+        beside = self.base.parent.parent if policy == self.base else self.work
+        file = beside / f"{name}-back{wanted.back}-beam{wanted.beam}-users{wanted.users or 'all'}.npz"
         users = self.some(wanted.users, 0)
         loaded = self._load(policy, wanted.beam)
         rows = loaded.codec.items
