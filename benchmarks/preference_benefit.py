@@ -1,11 +1,13 @@
 """Does preference training help? Its stages against an SFT continued for as many steps, user by user.
 
-    python benchmarks/preference_benefit.py beauty/ [--policy DIR] [--settings FILE] [--users 4000] [--json]
-        [--train-users 4000] [--seeds 3] [--back 1] [--rows ...] [--keep DIR] [--record FILE]
+    python benchmarks/preference_benefit.py beauty/ [--policy DIR ...] [--settings FILE] [--users 4000]
+        [--train-users 4000] [--seeds 3] [--back 1] [--held-back 2] [--rows ...] [--keep DIR] [--json]
 
 FOLDER holds ``sequences.jsonl.gz`` (and ``items.jsonl.gz``), or ratings of MovieLens or Amazon. DIR is a full
-policy that saw nothing of the last three items of each user (``align3gr sft --leave-out 3``); without it one
-is trained by the settings. The last item is to be found; nothing learns from it or from the one before it.
+policy that saw nothing of the last three items of each user (``align3gr sft --leave-out 3``), one for all
+seeds or one for each; without it one is trained by the settings. The last item is to be found; nothing learns
+from it or from the one before it. With ``--held-back 1`` nothing learns from the last item alone, and DIR is
+a policy of the paper's split (``--leave-out 2``), as benchmarks/offline.py keeps them.
 Preference training learns from what SFT has not seen (benchmarks/baselines/material.py). Rows of one start
 learn from the same samples in as many optimizer steps, with the same LoRA, optimizer and learning rate; what
 differs is what is rejected, and in which order:
@@ -80,10 +82,12 @@ def main(line: Sequence[str] | None = None) -> None:
     torch.set_num_threads(wanted.threads)
     keep = wanted.keep or Path(tempfile.mkdtemp())
     trainer = settings_from(wanted)
-    data = material(wanted.folder, trainer.curriculum.fresh)
+    data = material(wanted.folder, trainer.curriculum.fresh, wanted.held_back)
     found: dict[str, list[Measured]] = {}
-    base = kept_policy(wanted.policy or trained_policy(data, trainer, keep, wanted.device), keep)
+    policies = wanted.policy or [trained_policy(data, trainer, keep, wanted.device)]
+    bases = [kept_policy(policy, keep) for policy in policies]
     for seed in range(wanted.seeds):
+        base = bases[seed % len(bases)]
         for name, measured in one_seed(Bench(wanted, trainer, seed, base, data), wanted.rows):
             found.setdefault(name, []).append(measured)
             brief(name, seed, measured, found["sft"][-1])
@@ -92,6 +96,7 @@ def main(line: Sequence[str] | None = None) -> None:
     facts = {
         "dataset": data.name,
         "users": wanted.users or "all",
+        "held_back": data.held_back,
         "train_users": wanted.train_users or "all",
         "item": {1: "test", 2: "validation"}[wanted.back],
         "beam": wanted.beam,
@@ -158,12 +163,14 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--policy", type=Path, default=None, help="A full policy; none: one is trained.")
+    parser.add_argument("--policy", type=Path, nargs="+", help="Full policies; none: one is trained.")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=ROWS)
     parser.add_argument("--users", type=int, default=None, help="Test users, always the same.")
+    parser.add_argument("--skip", type=int, default=0, help="Test users left to the choice of settings.")
     parser.add_argument("--train-users", type=int, default=None, help="Users that self-play learns from.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--back", type=int, default=1, choices=(1, 2), help="1: test, 2: validation item.")
+    parser.add_argument("--held-back", type=int, default=2, choices=(1, 2), help="See above.")
     parser.add_argument("--beam", type=int, default=100, help="Prefixes a level; Recall@k up to it.")
     parser.add_argument("--settings", type=Path, default=None, help="An align3gr.yaml.")
     parser.add_argument("--sft", nargs="*", default=[], help="Of the policy trained here: epochs=12 ...")
@@ -174,7 +181,12 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--record", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args(line)
+    wanted = parser.parse_args(line)
+    if wanted.back > wanted.held_back:
+        parser.error("--back 2 looks for the item that --held-back 1 learns from")
+    if wanted.policy and len(wanted.policy) not in (1, wanted.seeds):
+        parser.error("--policy takes one directory for all seeds, or one for each")
+    return wanted
 
 
 def settings_from(wanted: argparse.Namespace) -> TrainerSettings:
@@ -285,10 +297,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def words(wanted: argparse.Namespace) -> str:
     """The command line that gives these rows, without paths of this machine."""
-    parts = [f"{wanted.folder.resolve().name}/", *(["--policy DIR"] if wanted.policy else [])]
+    parts = [
+        f"{wanted.folder.resolve().name}/",
+        *(["--policy " + " ".join(["DIR"] * len(wanted.policy))] if wanted.policy else []),
+    ]
     parts += [f"--seeds {wanted.seeds} --back {wanted.back} --beam {wanted.beam}"]
     parts += [f"--settings {wanted.settings.name}"] if wanted.settings else []
+    parts += [f"--held-back {wanted.held_back}"] if wanted.held_back == 1 else []
     parts += [f"--users {wanted.users}"] if wanted.users else []
+    parts += [f"--skip {wanted.skip}"] if wanted.skip else []
     parts += [f"--train-users {wanted.train_users}"] if wanted.train_users else []
     parts += [f"--rows {' '.join(wanted.rows)}"] if tuple(wanted.rows) != ROWS else []
     parts += [f"--sft {' '.join(wanted.sft)}"] if wanted.sft else []

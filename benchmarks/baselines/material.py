@@ -3,7 +3,8 @@
 Of every user the last item is the test item and the one before it the validation item; nothing learns from
 either, or from anything that the user did after them. The items in front of these are *fresh*: SFT has not
 seen them, preference training learns from them. So it is in production, where a policy meets feedback that
-came after it.
+came after it. With one item held back instead of two the validation item is the fresh one: what a policy that
+was trained on the paper's split has not seen.
 
 Ratings go through the product's own path (importer, levels, feedback log, preference dataset). A history is
 then what the user engaged with (liked or neutral), and the test item is the last one that the user liked.
@@ -51,9 +52,11 @@ class Material:
     items: pa.Table
     """item_id, title, categories, text."""
     histories: Mapping[str, Sequence[str]]
-    """User -> items, oldest first; the last two are the validation and the test item."""
+    """User -> items, oldest first; the last one is the test item, the one before it the validation item."""
     known: Mapping[str, int]
     """User -> leading items of the history that SFT may see."""
+    held_back: int = HELD_BACK
+    """Items at a history's end that nothing learns from."""
     met: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """User -> what was rated before the test item, where that is more than the history."""
     past: Sequence[Interaction] = ()
@@ -91,17 +94,18 @@ class Material:
         return {stage: found.stage(stage) for stage in ("easy", "hard")}
 
 
-def material(folder: Path, fresh: int) -> Material:
+def material(folder: Path, fresh: int, held_back: int = HELD_BACK) -> Material:
     """``sequences.jsonl.gz`` and ``items.jsonl.gz``, or ratings in a published format (MovieLens, Amazon).
-    ``fresh``: of bare sequences, items of each user in front of the last two that SFT does not see."""
+    Of bare sequences: ``held_back``, items at each user's end that nothing learns from; ``fresh``, items in
+    front of those that SFT does not see."""
     name = folder.resolve().name
     if not (folder / "sequences.jsonl.gz").is_file():
         return _rated(folder, name)
     data = read(folder)
     split = zip(data.histories, data.targets, strict=True)
     histories = {str(user): [*map(str, before), str(last)] for user, (before, last) in enumerate(split)}
-    known = {user: max(len(items) - HELD_BACK - fresh, 1) for user, items in histories.items()}
-    return Material(name, data.items, histories, known)
+    known = {user: max(len(items) - held_back - fresh, 1) for user, items in histories.items()}
+    return Material(name, data.items, histories, known, held_back)
 
 
 def _rated(folder: Path, name: str) -> Material:
@@ -128,7 +132,7 @@ def _rated(folder: Path, name: str) -> Material:
         edge = training[told] if told < len(training) else engaged[-HELD_BACK]
         past += [event for event, _ in stream[:edge]]
         fresh += [event for event, _ in stream[edge : engaged[-HELD_BACK]]]
-    return Material(name, _table(data.items, streams), histories, known, met, past, fresh)
+    return Material(name, _table(data.items, streams), histories, known, met=met, past=past, fresh=fresh)
 
 
 def _table(items: Sequence[Item], streams: Mapping[str, Sequence[tuple[Interaction, int]]]) -> pa.Table:

@@ -24,7 +24,6 @@ from trainer.preference.stage import StageRun, run_stage
 from trainer.settings import StageSettings, TrainerSettings
 
 from .material import Material
-from .reading import HELD_BACK
 
 LIKELIHOOD = {"beta": 1e-9, "anchor": 1.0}
 """Of a stage that learns the chosen items' likelihood alone: DPO's gradient is proportional to beta."""
@@ -53,7 +52,7 @@ class Bench:
         self.wanted, self.trainer, self.seed, self.data = wanted, trainer, seed, data
         self.curriculum = trainer.curriculum
         key = [trainer.preference.model_dump_json(), self.curriculum.model_dump_json()]
-        key += [data.name, str(wanted.train_users), str(seed)]
+        key += [data.name, str(wanted.train_users), str(seed), str(data.held_back)]
         self.base = base
         self.work = (
             base.parent.parent / f"seed{seed}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:10]}"
@@ -72,17 +71,19 @@ class Bench:
             if stage.feedback in tables and tables[stage.feedback].num_rows >= stage.min_samples
         }
 
-    def some(self, count: int | None, seed: int) -> list[str]:
-        """``count`` users drawn by ``seed``; none: all."""
+    def some(self, count: int | None, seed: int, skip: int = 0) -> list[str]:
+        """``count`` users in the order drawn by ``seed``, behind the first ``skip``; none: all of these."""
         names = list(self.histories)
-        return [names[place] for place in np.random.default_rng(seed).permutation(len(names))[:count]]
+        order = np.random.default_rng(seed).permutation(len(names))[skip:]
+        return [names[place] for place in order[:count]]
 
     def measure(self, policy: Path, name: str) -> Measured:
         """Rank the catalogue for every test user; kept by the policy and the cases."""
         wanted = self.wanted
         beside = self.base.parent.parent if policy == self.base else self.work
-        file = beside / f"{name}-back{wanted.back}-beam{wanted.beam}-users{wanted.users or 'all'}.npz"
-        users = self.some(wanted.users, 0)
+        cases = f"users{wanted.users or 'all'}-{wanted.skip}"
+        file = beside / f"{name}-back{wanted.back}-beam{wanted.beam}-{cases}.npz"
+        users = self.some(wanted.users, 0, wanted.skip)
         loaded = self._load(policy, wanted.beam)
         rows = loaded.codec.items
         if not file.is_file():
@@ -180,7 +181,7 @@ class Bench:
             self.curriculum.selfplay,
             self.work / "selfplay",
             seed=self.seed,
-            leave_out=HELD_BACK,
+            leave_out=self.data.held_back,
             clock=lambda: datetime.now(UTC),
         )
 
@@ -194,7 +195,7 @@ class Bench:
     def _of_catalogue(self, row: Mapping[str, Any], random: np.random.Generator) -> list[str]:
         count, names = self.curriculum.selfplay.rejected, self._names
         drawn = [names[at] for at in random.integers(0, len(names), size=2 * count)]
-        seen = {*self.histories[row["user_id"]][:-HELD_BACK], row["chosen"]}
+        seen = {*self.histories[row["user_id"]][: -self.data.held_back], row["chosen"]}
         return [item for item in dict.fromkeys(drawn) if item not in seen][:count]
 
     def _of_all_grades(self, drawn: SelfPlay) -> Any:
@@ -217,7 +218,7 @@ class Bench:
         """Codec rows by training interactions, most first."""
         rows = policy.codec.items
         met = np.concatenate(
-            [[rows[item] for item in items[:-HELD_BACK]] for items in self.histories.values()]
+            [[rows[item] for item in items[: -self.data.held_back]] for items in self.histories.values()]
         )
         counts = np.bincount(met.astype(np.int64), minlength=len(rows))
         return np.argsort(-counts, kind="stable")

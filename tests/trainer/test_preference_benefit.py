@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import preference_benefit
+from benchmarks.baselines.material import material
 from tests.policies.factory import tiny_codec, write_tiny_policy
 from tests.trainer.rated import write_ratings
 from tests.trainer.ring_walks import ITEMS, write_walks
@@ -75,3 +76,19 @@ def test_feedback_rows_learn_from_ratings_and_only_those_wanted_are_trained(
     learned = {name: row["learned"][0]["samples"] for name, row in rows.items() if row["learned"]}
     assert learned["rounds-more"] == learned["rounds-easy"] + learned["rounds-hard"]
     assert rows["rounds-hard"].keys() >= {"against sft", "against rounds-more"}
+
+
+def test_what_is_learned_from_is_not_looked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        preference_benefit.main([str(folder), "--held-back", "1", "--back", "2"])
+    assert "--back 2 looks for the item that --held-back 1 learns from" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        preference_benefit.main([str(folder), "--policy", "a", "b", "--seeds", "3"])
+    assert "one directory for all seeds, or one for each" in capsys.readouterr().err
+
+
+def test_one_item_held_back_is_one_more_to_learn_from(folder: Path) -> None:
+    paper, chain = material(folder, fresh=1, held_back=1), material(folder, fresh=1)
+    for user, items in paper.histories.items():
+        assert paper.known[user] == max(len(items) - 2, 1)
+        assert chain.known[user] == max(len(items) - 3, 1)
