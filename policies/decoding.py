@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from .attention import attention_argument
 from .errors import PoliciesError
-from .head import said
+from .head import logits_at
 from .trie import ScidTrie
 
 NOBODY = -float("inf")
@@ -211,7 +211,8 @@ class Search:
         self.ancestry = real[:, None, :]  # [B, W, keys so far]: what the front sees
         self.front = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)  # node of each beam
         self.standing = torch.ones(batch, 1, dtype=torch.bool, device=self.device)  # beams that are real
-        self.logits = self._forward(ids.to(self.device), causal | itself, positions, keep=1)  # [B, W, V]
+        last = torch.arange(1, batch + 1, device=self.device) * width - 1
+        self.logits = self._forward(ids.to(self.device), causal | itself, positions, last)  # [B, W, V]
 
     def is_last(self, level: int) -> bool:
         """Whether the children at this level are items."""
@@ -245,24 +246,27 @@ class Search:
         positions = (self.lengths + level)[:, None].expand(-1, width)
         self.key_positions = torch.cat([self.key_positions, positions], dim=1)
         tokens = self.trie.levels[level].token[self.front]
-        self.logits = self._forward(tokens, self.ancestry, positions, keep=0)
+        everywhere = torch.arange(batch * width, device=self.device)
+        self.logits = self._forward(tokens, self.ancestry, positions, everywhere)
 
     def items(self) -> torch.Tensor:
         """int64 [B, W]: the items of the front after the last level; -1 for beams that are not real."""
         return torch.where(self.standing, self.trie.item_of_leaf[self.front], -1)
 
     def _forward(
-        self, ids: torch.Tensor, allowed: torch.Tensor, positions: torch.Tensor, *, keep: int
+        self, ids: torch.Tensor, allowed: torch.Tensor, positions: torch.Tensor, places: torch.Tensor
     ) -> torch.Tensor:
-        output = self.model(
+        """Logits [B, places of a row, V] at ``places`` of the flattened ``ids``, as many in every row."""
+        logits = logits_at(
+            self.model,
+            places,
+            use_cache=True,
             input_ids=ids,
             attention_mask=attention_argument(self.model, allowed, positions, self.key_positions),
             position_ids=positions,
             past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=keep,
         )
-        return said(self.model, output.logits).float()
+        return logits.float().view(len(ids), -1, logits.shape[1])
 
 
 def _condition(gumbel: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:

@@ -22,24 +22,25 @@ def said(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if first is None else logits[..., :first]
 
 
-def logits_at(model: Any, places: torch.Tensor, **inputs: Any) -> torch.Tensor:
+def logits_at(model: Any, places: torch.Tensor, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
     """Logits over what can be said, [*places, V'], at ``places`` in the flattened [B T] of ``inputs``.
 
     Where the head is a plain matrix it is computed at these places and for these tokens alone.
     """
-    head = model.get_output_embeddings()
+    # LoRA stands inside of the model's own layers; a head that it wraps is no plain matrix.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = inner.get_output_embeddings()
     plain = (
         type(head) is nn.Linear
         and getattr(head, "bias", None) is None
-        and not hasattr(model, "peft_config")
         and not any(getattr(model.config.get_text_config(), name, None) for name in _OTHER_HEADS)
     )
     if not plain:
         # Every column that predicts something in some row: stock models take no finer choice.
         width = inputs["input_ids"].shape[1]
         columns, among = torch.unique(places % width, return_inverse=True)
-        logits = said(model, model(use_cache=False, logits_to_keep=columns, **inputs).logits)
+        logits = said(model, model(use_cache=use_cache, logits_to_keep=columns, **inputs).logits)
         return logits.flatten(0, 1)[places // width * len(columns) + among]
-    states = model.get_decoder()(use_cache=False, **inputs).last_hidden_state
+    states = inner.get_decoder()(use_cache=use_cache, **inputs).last_hidden_state
     weight = head.weight[: getattr(model.config, READ_ONLY, None)]
     return nn.functional.linear(states.flatten(0, 1)[places], weight)

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from policies.errors import ScoringError
@@ -107,18 +109,55 @@ def test_single_token_answers_need_no_slots() -> None:
 
 
 def test_the_layout_is_the_documented_one() -> None:
-    packed = pack([[5, 6], [7]], [[[10, 11, 12]], [[20, 21, 22], [30, 31, 32]]], PAD)
+    answers = [[[10, 11, 12]], [[20, 21, 22], [30, 31, 32], [20, 21, 40], [20, 50, 21]]]
+    packed = pack([[5, 6], [7]], answers, PAD)
     assert packed.prompt_width == 2
-    assert packed.input_ids.tolist() == [[5, 6, 10, 11, PAD, PAD], [PAD, 7, 20, 21, 30, 31]]
-    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 2, 3], [0, 0, 1, 2, 1, 2]]
+    assert packed.input_ids.tolist() == [[5, 6, 10, 11, PAD, PAD, PAD], [PAD, 7, 20, 21, 30, 31, 50]]
+    assert packed.position_ids[0, :4].tolist() == [0, 1, 2, 3]
+    assert packed.position_ids[1].tolist() == [0, 0, 1, 2, 1, 2, 2]
     assert packed.allowed[1].int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0],
-        [0, 1, 0, 0, 1, 0],
-        [0, 1, 0, 0, 1, 1],
+        [1, 0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0, 0],
+        [0, 1, 0, 0, 1, 0, 0],
+        [0, 1, 0, 0, 1, 1, 0],
+        [0, 1, 1, 0, 0, 0, 1],
     ]
+    read = packed.input_ids.flatten()[packed.places]
+    assert read.tolist() == [6, 10, 11, 7, 20, 21, 30, 31, 50]
+    assert read[packed.predicts[1]].tolist() == [[7, 20, 21], [7, 30, 31], [7, 20, 21], [7, 20, 50]]
+
+
+codes = st.integers(10, 13)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.integers(3, VOCABULARY - 1), min_size=1, max_size=6),
+            st.lists(st.lists(codes, min_size=1, max_size=4), min_size=1, max_size=9),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@settings(max_examples=40, deadline=None)
+def test_answers_that_share_codes_are_scored_as_if_they_stood_alone(
+    cases: list[tuple[list[int], list[list[int]]]],
+) -> None:
+    model = tiny_model(VOCABULARY)
+    prompts, answers = [prompt for prompt, _ in cases], [several for _, several in cases]
+    packed = pack(prompts, answers, PAD)
+    with torch.no_grad():
+        scores = answer_log_probs(model, packed)
+        for row, (prompt, several) in enumerate(cases):
+            expected = [naive(model, prompt, answer).item() for answer in several]
+            assert scores[row, : len(several)].tolist() == pytest.approx(expected, rel=TOLERANCE)
+    assert packed.input_ids.shape[1] - packed.prompt_width == max(
+        len({tuple(answer[:end]) for answer in several for end in range(1, len(answer))})
+        for several in answers
+    )
 
 
 def test_an_attention_that_would_misread_the_mask_is_refused() -> None:
