@@ -145,7 +145,7 @@ class Bench:
         table = _joined({stage.name: drawn.stage(stage.data) for stage in self.stages})
         stage = self.stages[0].model_copy(update={"name": name})
         if name == "sft-more":
-            stage = stage.model_copy(update=LIKELIHOOD)
+            stage, table = stage.model_copy(update=LIKELIHOOD), self._rejecting(table, _first)
         elif name == "sdpo":
             table = self._rejecting(table, self._of_catalogue)
         elif name == "sp-mixed":
@@ -160,11 +160,14 @@ class Bench:
         table = _joined({name: table for name, (_, table) in stages.items()})
         first = next(iter(stages.values()))[0]
         found = {}
-        for kind, update in (("more", LIKELIHOOD), ("mixed", {})):
+        for kind, update, samples in (
+            ("more", LIKELIHOOD, self._rejecting(table, _first)),
+            ("mixed", {}, table),
+        ):
             name = f"{prefix}-{kind}"
             if name in rows:
                 stage = first.model_copy(update={"name": name, **update})
-                found[name] = self.learn(name, start, table, stage)
+                found[name] = self.learn(name, start, samples, stage)
         if any(f"{prefix}-{name}" in rows for name in stages):
             policy = start
             for stage, samples in stages.values():
@@ -232,6 +235,11 @@ class Bench:
             merged=True,
             settings=DecodingSettings(beam=beam, batch=64),
         )
+
+
+def _first(row: Mapping[str, Any], _: np.random.Generator) -> list[str]:
+    """What is rejected where it has no say: likelihood alone is the same with one as with twenty."""
+    return list(row["rejected"][:1])
 
 
 def _joined(tables: Mapping[str, pa.Table]) -> pa.Table:
