@@ -46,8 +46,6 @@ class PackedBatch:
     """bool [B, R, L]: tokens that are there."""
     answer_mask: torch.Tensor
     """bool [B, R]: answers that are there."""
-    prompt_width: int
-    """P"""
 
     def to(self, device: torch.device | str) -> "PackedBatch":
         """The same batch on another device."""
@@ -103,7 +101,6 @@ def pack(
         targets=made(targets),
         token_mask=made(token_mask),
         answer_mask=made(token_mask[:, :, 0]),
-        prompt_width=width,
     )
 
 

@@ -111,7 +111,6 @@ def test_single_token_answers_need_no_slots() -> None:
 def test_the_layout_is_the_documented_one() -> None:
     answers = [[[10, 11, 12]], [[20, 21, 22], [30, 31, 32], [20, 21, 40], [20, 50, 21]]]
     packed = pack([[5, 6], [7]], answers, PAD)
-    assert packed.prompt_width == 2
     assert packed.input_ids.tolist() == [[5, 6, 10, 11, PAD, PAD, PAD], [PAD, 7, 20, 21, 30, 31, 50]]
     assert packed.position_ids[0, :4].tolist() == [0, 1, 2, 3]
     assert packed.position_ids[1].tolist() == [0, 0, 1, 2, 1, 2, 2]
@@ -154,7 +153,7 @@ def test_answers_that_share_codes_are_scored_as_if_they_stood_alone(
         for row, (prompt, several) in enumerate(cases):
             expected = [naive(model, prompt, answer).item() for answer in several]
             assert scores[row, : len(several)].tolist() == pytest.approx(expected, rel=TOLERANCE)
-    assert packed.input_ids.shape[1] - packed.prompt_width == max(
+    assert packed.input_ids.shape[1] - max(map(len, prompts)) == max(
         len({tuple(answer[:end]) for answer in several for end in range(1, len(answer))})
         for several in answers
     )
