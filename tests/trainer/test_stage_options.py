@@ -72,7 +72,8 @@ def no_more_than(learner: Learner, rows: int) -> None:
         if len(given["input_ids"]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    learner.model.register_forward_pre_hook(check, with_kwargs=True)
+    decoder = learner.model.get_base_model().get_decoder()
+    decoder.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def test_where_memory_runs_out_the_micro_batch_is_halved_and_said(
