@@ -1,7 +1,8 @@
 """Does preference training help? Its stages against an SFT continued for as many steps, user by user.
 
     python benchmarks/preference_benefit.py beauty/ [--policy DIR ...] [--settings FILE] [--users 4000]
-        [--train-users 4000] [--seeds 3] [--back 1] [--held-back 2] [--rows ...] [--keep DIR] [--json]
+        [--skip 1500] [--train-users 4000] [--seeds 3] [--back 1] [--held-back 2] [--rows ...] [--keep DIR]
+        [--record FILE] [--json]
 
 FOLDER holds ``sequences.jsonl.gz`` (and ``items.jsonl.gz``), or ratings of MovieLens or Amazon. DIR is a full
 policy that saw nothing of the last three items of each user (``align3gr sft --leave-out 3``), one for all
@@ -170,7 +171,7 @@ def arguments(line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train-users", type=int, default=None, help="Users that self-play learns from.")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--back", type=int, default=1, choices=(1, 2), help="1: test, 2: validation item.")
-    parser.add_argument("--held-back", type=int, default=2, choices=(1, 2), help="See above.")
+    parser.add_argument("--held-back", type=int, default=2, choices=(1, 2), help="Items nothing learns from.")
     parser.add_argument("--beam", type=int, default=100, help="Prefixes a level; Recall@k up to it.")
     parser.add_argument("--settings", type=Path, default=None, help="An align3gr.yaml.")
     parser.add_argument("--sft", nargs="*", default=[], help="Of the policy trained here: epochs=12 ...")

@@ -16,14 +16,19 @@ answers of 4).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from .attention import attention_argument
 from .errors import ScoringError
 from .head import logits_at
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -66,41 +71,41 @@ def pack(
         raise ScoringError(f"{len(prompts)} prompts with answers for {len(answers)}: give each its answers")
     if not all(prompts) or not all(answers) or not all(answer for several in answers for answer in several):
         raise ScoringError("an empty prompt, a prompt without answers, or an empty answer cannot be scored")
-    trees = [_Tree(several) for several in answers]
-    batch, rows = len(prompts), max(len(several) for several in answers)
-    longest = max(len(answer) for several in answers for answer in several)
-    width, nodes = max(len(prompt) for prompt in prompts), max(len(tree.tokens) for tree in trees)
     lengths = np.array([len(prompt) for prompt in prompts])
+    sizes = np.zeros((len(prompts), max(len(several) for several in answers)), dtype=np.int64)
+    for row, several in enumerate(answers):
+        sizes[row, : len(several)] = [len(answer) for answer in several]
+    token_mask = np.arange(sizes.max()) < sizes[:, :, None]
+    targets = np.full(token_mask.shape, pad_id)
+    targets[token_mask] = [*chain.from_iterable(chain.from_iterable(answers))]
+    tree = _Tree(targets, token_mask)
 
-    input_ids = np.full((batch, width + nodes), pad_id)
-    depths = np.zeros((batch, nodes), dtype=np.int64)
-    predicts, targets = (
-        np.zeros((batch, rows, longest), dtype=np.int64),
-        np.full((batch, rows, longest), pad_id),
-    )
-    token_mask = np.zeros((batch, rows, longest), dtype=bool)
-    places: list[int] = []
-    for row, (prompt, several, tree) in enumerate(zip(prompts, answers, trees, strict=True)):
-        input_ids[row, width - len(prompt) : width] = prompt
-        input_ids[row, width : width + len(tree.tokens)] = tree.tokens
-        depths[row, : len(tree.depths)] = tree.depths
-        for place, (answer, path) in enumerate(zip(several, tree.paths, strict=True)):
-            targets[row, place, : len(answer)] = answer
-            predicts[row, place, : len(answer)] = [len(places) + 1 + node for node in path]
-            token_mask[row, place, : len(answer)] = True
-        last = row * (width + nodes) + width - 1
-        places += range(last, last + 1 + len(tree.tokens))
-    prompt_positions = (np.arange(width) - (width - lengths)[:, None]).clip(min=0)
-    made = torch.from_numpy
+    width = int(lengths.max())
+    real = np.arange(width) >= (width - lengths)[:, None]  # [B, P]
+    input_ids = np.full((len(prompts), width + tree.widest), pad_id)
+    input_ids[:, :width][real] = [*chain.from_iterable(prompts)]
+    position_ids = np.zeros_like(input_ids)
+    position_ids[:, :width] = (np.arange(width) - (width - lengths)[:, None]).clip(min=0)
+    allowed = np.zeros((*input_ids.shape, input_ids.shape[1]), dtype=bool)
+    allowed[:, :, :width] = real[:, None, :]
+    allowed[:, :width, :width] &= np.tri(width, dtype=bool)
+    allowed[:, np.arange(input_ids.shape[1]), np.arange(input_ids.shape[1])] = True
+    places = [np.arange(len(prompts)) * input_ids.shape[1] + width - 1]
+    for depth, level in enumerate(tree.levels):
+        column = width + level.line[:, -1]
+        input_ids[level.row, column] = level.token
+        position_ids[level.row, column] = lengths[level.row] + depth
+        allowed[level.row[:, None], column[:, None], width + level.line] = True
+        places.append(level.row * input_ids.shape[1] + column)
     return PackedBatch(
-        input_ids=made(input_ids),
-        position_ids=made(np.concatenate([prompt_positions, lengths[:, None] + depths], axis=1)),
-        allowed=made(_tree_mask(lengths, width, nodes, trees)),
-        places=torch.tensor(places),
-        predicts=made(predicts),
-        targets=made(targets),
-        token_mask=made(token_mask),
-        answer_mask=made(token_mask[:, :, 0]),
+        input_ids=torch.from_numpy(input_ids),
+        position_ids=torch.from_numpy(position_ids),
+        allowed=torch.from_numpy(allowed),
+        places=torch.from_numpy(np.concatenate(places)),
+        predicts=torch.from_numpy(tree.predicts),
+        targets=torch.from_numpy(targets),
+        token_mask=torch.from_numpy(token_mask),
+        answer_mask=torch.from_numpy(sizes > 0),
     )
 
 
@@ -124,44 +129,43 @@ def token_log_probs(model: Any, batch: PackedBatch) -> torch.Tensor:
     return said - logits.logsumexp(dim=1)[batch.predicts]
 
 
+@dataclass(frozen=True)
+class _Level:
+    """The nodes of one depth, over all prompts in order."""
+
+    row: IntArray
+    """[n] the prompt"""
+    token: IntArray
+    """[n]"""
+    line: IntArray
+    """[n, depth + 1] the numbers, among its prompt's nodes, of its ancestors and at last its own."""
+
+
 class _Tree:
-    """The distinct prefixes of a prompt's answers, parents before children."""
+    """The distinct prefixes of every prompt's answers, a level after the other.
 
-    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
-        self.tokens: list[int] = []
-        self.depths: list[int] = []
-        self.lines: list[list[int]] = []
-        """Of each node, itself and its ancestors."""
-        self.paths: list[list[int]] = []
-        """Of each answer, the node that predicts each of its tokens; -1: the prompt's last token."""
-        children: dict[tuple[int, int], int] = {}
-        for answer in answers:
-            path = [-1]
-            for depth, token in enumerate(answer[:-1]):
-                step = (path[-1], token)
-                if step not in children:
-                    children[step] = len(self.tokens)
-                    self.lines.append([*path[1:], len(self.tokens)])
-                    self.tokens.append(token)
-                    self.depths.append(depth)
-                path.append(children[step])
-            self.paths.append(path)
-
-
-def _tree_mask(
-    lengths: np.ndarray[Any, np.dtype[np.int64]], width: int, nodes: int, trees: Sequence[_Tree]
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """bool [B, T, T], T = width + nodes, for prompts of ``lengths`` [B] padded left to ``width``.
-
-    A prompt token sees its prompt's earlier tokens; a node the whole prompt and its ancestors; everything
-    sees itself (padding sees nothing else, and nothing sees padding).
+    ``predicts`` [B, R, L]: what a token is predicted from, numbered prompts first, then nodes as they come.
     """
-    total = width + nodes
-    allowed = np.zeros((len(trees), total, total), dtype=bool)
-    allowed[:, :, :width] = np.arange(width) >= (width - lengths)[:, None, None]
-    allowed[:, :width, :width] &= np.tri(width, dtype=bool)
-    for row, tree in enumerate(trees):
-        for node, line in enumerate(tree.lines):
-            allowed[row, width + node, [width + other for other in line]] = True
-    allowed[:, np.arange(total), np.arange(total)] = True
-    return allowed
+
+    def __init__(self, targets: IntArray, there: BoolArray) -> None:
+        """``targets`` [B, R, L], where ``there``."""
+        rows, radix = len(targets), int(targets.max()) + 1
+        self.levels: list[_Level] = []
+        self.predicts = np.zeros_like(targets)
+        self.predicts[:, :, 0] = np.where(there[:, :, 0], np.arange(rows)[:, None], 0)
+        above = _Level(np.arange(rows), np.empty(rows, np.int64), np.empty((rows, 0), np.int64))
+        first, used = 0, np.zeros(rows, dtype=np.int64)  # number of the level above; nodes a prompt has
+        for depth in range(targets.shape[2] - 1):
+            fed = there[:, :, depth + 1]
+            steps = (self.predicts[:, :, depth][fed] - first) * radix + targets[:, :, depth][fed]
+            nodes, of_step = np.unique(steps, return_inverse=True)
+            parent = nodes // radix
+            row = above.row[parent]
+            # Sorted by parent, the nodes of a prompt stand together.
+            own = used[row] + np.arange(len(row)) - np.searchsorted(row, row)
+            first += len(above.row)
+            above = _Level(row, nodes % radix, np.column_stack([above.line[parent], own]))
+            used += np.bincount(row, minlength=rows)
+            self.predicts[:, :, depth + 1][fed] = first + of_step
+            self.levels.append(above)
+        self.widest = int(used.max())

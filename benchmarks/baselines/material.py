@@ -96,11 +96,11 @@ class Material:
 
 def material(folder: Path, fresh: int, held_back: int = HELD_BACK) -> Material:
     """``sequences.jsonl.gz`` and ``items.jsonl.gz``, or ratings in a published format (MovieLens, Amazon).
-    Of bare sequences: ``held_back``, items at each user's end that nothing learns from; ``fresh``, items in
+    ``held_back``: items at each user's end that nothing learns from; ``fresh``: of bare sequences, items in
     front of those that SFT does not see."""
     name = folder.resolve().name
     if not (folder / "sequences.jsonl.gz").is_file():
-        return _rated(folder, name)
+        return _rated(folder, name, held_back)
     data = read(folder)
     split = zip(data.histories, data.targets, strict=True)
     histories = {str(user): [*map(str, before), str(last)] for user, (before, last) in enumerate(split)}
@@ -108,7 +108,7 @@ def material(folder: Path, fresh: int, held_back: int = HELD_BACK) -> Material:
     return Material(name, data.items, histories, known, held_back)
 
 
-def _rated(folder: Path, name: str) -> Material:
+def _rated(folder: Path, name: str, held_back: int) -> Material:
     source = "movielens" if any(folder.glob("ratings.*")) or (folder / "u.data").is_file() else "amazon"
     data = read_dataset(source, folder)
     events = list(interactions(data.events, data.source))
@@ -122,17 +122,17 @@ def _rated(folder: Path, name: str) -> Material:
     for user, stream in streams.items():
         liked = [place for place, (_, level) in enumerate(stream) if level == 1]
         engaged = [place for place in range(liked[-1] + 1) if stream[place][1] >= 0] if liked else []
-        training = engaged[:-HELD_BACK]
+        training = engaged[:-held_back]
         if not training:
             continue
         told = max(len(training) - max(len(training) // FRESH_SHARE, 1), 1)
         histories[user] = [stream[place][0].item_id for place in engaged]
         known[user] = told
         met[user] = frozenset(event.item_id for event, _ in stream[: engaged[-1]])
-        edge = training[told] if told < len(training) else engaged[-HELD_BACK]
+        edge = training[told] if told < len(training) else engaged[-held_back]
         past += [event for event, _ in stream[:edge]]
-        fresh += [event for event, _ in stream[edge : engaged[-HELD_BACK]]]
-    return Material(name, _table(data.items, streams), histories, known, met=met, past=past, fresh=fresh)
+        fresh += [event for event, _ in stream[edge : engaged[-held_back]]]
+    return Material(name, _table(data.items, streams), histories, known, held_back, met, past, fresh)
 
 
 def _table(items: Sequence[Item], streams: Mapping[str, Sequence[tuple[Interaction, int]]]) -> pa.Table:

@@ -145,7 +145,7 @@ class Bench:
         table = _joined({stage.name: drawn.stage(stage.data) for stage in self.stages})
         stage = self.stages[0].model_copy(update={"name": name})
         if name == "sft-more":
-            stage, table = stage.model_copy(update=LIKELIHOOD), self._rejecting(table, _first)
+            stage, table = self._likelihood(stage, table)
         elif name == "sdpo":
             table = self._rejecting(table, self._of_catalogue)
         elif name == "sp-mixed":
@@ -160,13 +160,12 @@ class Bench:
         table = _joined({name: table for name, (_, table) in stages.items()})
         first = next(iter(stages.values()))[0]
         found = {}
-        for kind, update, samples in (
-            ("more", LIKELIHOOD, self._rejecting(table, _first)),
-            ("mixed", {}, table),
-        ):
+        for kind in ("more", "mixed"):
             name = f"{prefix}-{kind}"
             if name in rows:
-                stage = first.model_copy(update={"name": name, **update})
+                stage, samples = first.model_copy(update={"name": name}), table
+                if kind == "more":
+                    stage, samples = self._likelihood(stage, samples)
                 found[name] = self.learn(name, start, samples, stage)
         if any(f"{prefix}-{name}" in rows for name in stages):
             policy = start
@@ -187,6 +186,10 @@ class Bench:
             leave_out=self.data.held_back,
             clock=lambda: datetime.now(UTC),
         )
+
+    def _likelihood(self, stage: StageSettings, table: pa.Table) -> tuple[StageSettings, pa.Table]:
+        """The chosen items' likelihood alone; one rejected item a sample, for it has no say."""
+        return stage.model_copy(update=LIKELIHOOD), self._rejecting(table, lambda row, _: row["rejected"][:1])
 
     def _rejecting(self, table: pa.Table, rejected: Any) -> pa.Table:
         """The same samples with other rejected items."""
@@ -235,11 +238,6 @@ class Bench:
             merged=True,
             settings=DecodingSettings(beam=beam, batch=64),
         )
-
-
-def _first(row: Mapping[str, Any], _: np.random.Generator) -> list[str]:
-    """What is rejected where it has no say: likelihood alone is the same with one as with twenty."""
-    return list(row["rejected"][:1])
 
 
 def _joined(tables: Mapping[str, pa.Table]) -> pa.Table:

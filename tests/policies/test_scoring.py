@@ -111,20 +111,20 @@ def test_single_token_answers_need_no_slots() -> None:
 def test_the_layout_is_the_documented_one() -> None:
     answers = [[[10, 11, 12]], [[20, 21, 22], [30, 31, 32], [20, 21, 40], [20, 50, 21]]]
     packed = pack([[5, 6], [7]], answers, PAD)
-    assert packed.input_ids.tolist() == [[5, 6, 10, 11, PAD, PAD, PAD], [PAD, 7, 20, 21, 30, 31, 50]]
+    assert packed.input_ids.tolist() == [[5, 6, 10, 11, PAD, PAD, PAD], [PAD, 7, 20, 30, 21, 50, 31]]
     assert packed.position_ids[0, :4].tolist() == [0, 1, 2, 3]
-    assert packed.position_ids[1].tolist() == [0, 0, 1, 2, 1, 2, 2]
+    assert packed.position_ids[1].tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert packed.allowed[1].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0, 0],
-        [0, 1, 0, 0, 1, 0, 0],
-        [0, 1, 0, 0, 1, 1, 0],
-        [0, 1, 1, 0, 0, 0, 1],
+        [0, 1, 0, 1, 0, 0, 0],
+        [0, 1, 1, 0, 1, 0, 0],
+        [0, 1, 1, 0, 0, 1, 0],
+        [0, 1, 0, 1, 0, 0, 1],
     ]
     read = packed.input_ids.flatten()[packed.places]
-    assert read.tolist() == [6, 10, 11, 7, 20, 21, 30, 31, 50]
+    assert read.tolist() == [6, 7, 10, 20, 30, 11, 21, 50, 31]
     assert read[packed.predicts[1]].tolist() == [[7, 20, 21], [7, 30, 31], [7, 20, 21], [7, 20, 50]]
 
 

@@ -87,8 +87,12 @@ def test_what_is_learned_from_is_not_looked_for(folder: Path, capsys: pytest.Cap
     assert "one directory for all seeds, or one for each" in capsys.readouterr().err
 
 
-def test_one_item_held_back_is_one_more_to_learn_from(folder: Path) -> None:
+def test_one_item_held_back_is_one_more_to_learn_from(folder: Path, tmp_path: Path) -> None:
     paper, chain = material(folder, fresh=1, held_back=1), material(folder, fresh=1)
     for user, items in paper.histories.items():
         assert paper.known[user] == max(len(items) - 2, 1)
         assert chain.known[user] == max(len(items) - 3, 1)
+    write_ratings(tmp_path / "rated", users=40)
+    more, fewer = (material(tmp_path / "rated", fresh=1, held_back=count) for count in (1, 2))
+    assert len(more.past) + len(more.fresh) > len(fewer.past) + len(fewer.fresh)
+    assert (more.held_back, fewer.held_back) == (1, 2)
