@@ -63,6 +63,8 @@ class RoundFigures:
 
     worth: float
     """Liked rate of the reference after it, on the judges."""
+    candidate: float
+    """Liked rate of what the round trained, promoted or not: whether the gate was right."""
     online: float
     """Liked rate of what was served in it."""
     outcome: str
@@ -138,22 +140,24 @@ class Arm:
         stages = {stage.name: state.steps[stage.name] for stage in self.settings.trainer.preference.stages}
         figures = RoundFigures(
             worth=self.judge(),
+            candidate=self.judge(state.steps["register"]["version"]),
             online=float((levels == 1).mean()),
             outcome=state.outcome or state.status,
             samples={name: int(facts.get("samples", 0)) for name, facts in stages.items()},
         )
         self._tell(
-            f"{self.name} round {number}: judged {figures.worth:.4f}, online {figures.online:.4f}, "
+            f"{self.name} round {number}: judged {figures.worth:.4f}, "
+            f"candidate {figures.candidate:.4f}, online {figures.online:.4f}, "
             f"{figures.outcome} {figures.samples} {state.steps['gate']['why']}"
         )
         return figures
 
-    def judge(self) -> float:
-        """Liked rate of the reference's best slates for the judges."""
+    def judge(self, version: str | None = None) -> float:
+        """Liked rate of a policy's best slates for the judges; none: the reference's."""
         contexts = [
             self._context(row, list(self.world.past[row]), self.world.met[row]) for row in self.world.judges
         ]
-        lists = self._policy().recommend(contexts, self.world.places)
+        lists = self._policy(version).recommend(contexts, self.world.places)
         return self.world.worth(self._rows_of(lists))
 
     def likes(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -222,12 +226,12 @@ class Arm:
     def _land(self, events: Iterable[Interaction], until: datetime) -> None:
         land(self.home / "log", events, self.settings.features, until)
 
-    def _policy(self) -> Any:
+    def _policy(self, version: str | None = None) -> Any:
         from policies.policy import Policy
 
-        reference = self.ledger.reference()
-        assert reference is not None
-        return Policy.load(self.registry.path(reference), settings=self.settings.policies.decoding)
+        version = version or self.ledger.reference()
+        assert version is not None
+        return Policy.load(self.registry.path(version), settings=self.settings.policies.decoding)
 
     def _context(self, row: int, history: list[int], met: np.ndarray[Any, np.dtype[np.bool_]]) -> UserContext:
         seen = frozenset(self.items[item] for item in np.flatnonzero(met).tolist())

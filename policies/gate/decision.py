@@ -112,7 +112,7 @@ def _columns(
             column = differences(metric, given.candidate, other) if other is not None else None
             if column is not None:
                 columns[metric, name] = column
-    return columns | slice_columns(slice_figures(given, judged, settings))
+    return columns | slice_columns(given, slice_figures(given, judged, settings))
 
 
 def _decision(

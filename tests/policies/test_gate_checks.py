@@ -59,11 +59,24 @@ def test_a_gain_that_new_users_pay_for_is_refused_by_the_slices_name() -> None:
 
 def test_items_of_a_slice_are_judged_too() -> None:
     random, candidate, reference = world()
-    young = np.where(random.random(USERS) < 0.3, random.random(USERS), np.nan)
+    young = np.where(random.random(USERS) < 0.3, 0.4 * random.random(USERS), np.nan)
     reference = with_figures(reference, item_slices={"full/young items": young})
     candidate = with_figures(candidate, item_slices={"full/young items": young * 0.5})
     decision = decide(given(candidate, reference), SETTINGS, seed=1)
     assert [one.name for one in decision.failed if one.role == "guard"] == ["slice:full/young items"]
+
+
+def test_a_slice_of_items_may_fall_from_far_above_the_mean_but_not_below_it() -> None:
+    random, candidate, reference = world()
+    mean = float(np.nanmean(candidate.per_user["full"]))
+    favourites = np.where(random.random(USERS) < 0.5, mean + 0.3 + random.normal(0, 0.05, USERS), np.nan)
+    reference = with_figures(reference, item_slices={"full/popularity decile 10": favourites})
+    for fall, outcome in ((0.2, "promote"), (0.4, "refuse")):
+        fallen = with_figures(candidate, item_slices={"full/popularity decile 10": favourites - fall})
+        decision = decide(given(fallen, reference), SETTINGS, seed=1)
+        assert decision.outcome == outcome
+        one = next(one for one in decision.checks if one.name == "slice:full/popularity decile 10")
+        assert "as high as all items" in one.words
 
 
 def test_small_slices_are_silent() -> None:
