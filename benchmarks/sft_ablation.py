@@ -174,7 +174,7 @@ def main() -> None:
 
 def settings_of(wanted: argparse.Namespace, row: Row, seed: int) -> SftSettings:
     """Settings of one run; those of the file first, then what the row and the command say."""
-    given = {"item_tokens": 0, "teacher_weight": 0.0}
+    given = {"item_tokens": 0, "new_tokens": "mean", "teacher_weight": 0.0}
     given |= {} if wanted.settings is None else json.loads(wanted.settings.read_text())
     lengths = given.pop("tasks", {})
     weights = dict.fromkeys(row.tasks(wanted.reading), wanted.weight) | {"share": wanted.share}

@@ -152,7 +152,12 @@ def run(task: Task) -> dict[str, Any]:
         report = fit_codec(items, histories, task.row.settings(), codec, seed=task.seed, leave_out=2)
         coded = time.process_time()
         settings = SftSettings(
-            backbone=task.backbone, epochs=task.epochs, seed=task.seed, item_tokens=0, teacher_weight=0.0
+            backbone=task.backbone,
+            epochs=task.epochs,
+            seed=task.seed,
+            item_tokens=0,
+            new_tokens="mean",
+            teacher_weight=0.0,
         )
         sft = train_sft(
             codec, [history[:-2] for history in histories], settings, policy, texts=item_texts(items)

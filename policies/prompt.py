@@ -64,7 +64,7 @@ def extend_tokenizer(tokenizer: Any, codec: ScidCodec, *, items: Sequence[int] =
 def first_item_token(tokenizer: Any) -> int | None:
     """The lowest id of an item's own token; none: there are none. They are the last of a vocabulary that
     ``extend_tokenizer`` has made."""
-    ids = [token for name, token in tokenizer.get_vocab().items() if _ITEM_TOKEN.fullmatch(name)]
+    ids = [token for name, token in tokenizer.get_vocab().items() if item_row(name) is not None]
     return min(ids, default=None)
 
 
@@ -77,6 +77,12 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of free text (catalogue, review, query): whatever it contains, never a special token."""
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return [int(token) for token in ids]
+
+
+def item_row(token: str) -> int | None:
+    """The row of the codec whose item ``token`` stands for; none: it is no item's own token."""
+    found = _ITEM_TOKEN.fullmatch(token)
+    return None if found is None else int(found[1])
 
 
 class PromptTokens:
@@ -108,9 +114,9 @@ class PromptTokens:
         self.own: NDArray[np.int64] = np.full(len(codec), -1, dtype=np.int64)
         """[n_items]: the token an item has of its own, -1 for none."""
         for name, token in vocabulary.items():
-            found = _ITEM_TOKEN.fullmatch(name)
-            if found is not None and int(found[1]) < len(codec):
-                self.own[int(found[1])] = token
+            row = item_row(name)
+            if row is not None and row < len(codec):
+                self.own[row] = token
         self._item_tokens = np.stack(
             [level[codec.codes[:, i]] for i, level in enumerate(self.levels)], axis=1
         )

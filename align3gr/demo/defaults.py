@@ -84,8 +84,9 @@ def demo_settings(home: Path, options: DemoOptions, *, window_s: float | None = 
                 backbone=options.backbone,
                 epochs=options.sft_epochs,
                 samples_per_step=256,
-                # Neither was there when the demo's figures were measured, and a teacher takes a minute.
+                # None of these was there when the demo's figures were measured, and a teacher takes a minute.
                 item_tokens=0,
+                new_tokens="mean",
                 teacher_weight=0.0,
                 seed=options.seed,
             ),

@@ -149,5 +149,7 @@ def _next_item(settings: TrainerSettings, *, collaborative: CollaborativeSetting
         }
     )
     tasks = settings.sft.tasks.model_copy(update=dict.fromkeys(settings.sft.tasks.weights, 0.0))
-    sft = settings.sft.model_copy(update={"teacher_weight": 0.0, "item_tokens": 0, "tasks": tasks})
+    sft = settings.sft.model_copy(
+        update={"teacher_weight": 0.0, "item_tokens": 0, "new_tokens": "mean", "tasks": tasks}
+    )
     return settings.model_copy(update={"tokenization": tokenization, "sft": sft})

@@ -18,6 +18,7 @@ QUICK = SftSettings(
     text_vocabulary=260,
     precision="float32",
     item_tokens=0,
+    new_tokens="mean",
     teacher_weight=0.0,
 )
 TOKENIZATION = TokenizationSettings(users=False, hidden=(32,), code_dimension=8, steps=60, text_dimension=12)

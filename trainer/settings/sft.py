@@ -143,9 +143,10 @@ class SftSettings(BaseModel):
     """Byte-level BPE tokens of a preset's own tokenizer, fitted to the catalogue; none: the preset's."""
     lora: LoraSettings = LoraSettings()
     """Full fine-tuning or LoRA; either way the codec's tokens are trained, in embedding and head."""
-    new_tokens: Literal["mean", "codebook"] = "mean"
+    new_tokens: Literal["likeness", "mean", "codebook"] = "likeness"
     """What the rows of the codec's tokens start from: ``mean``, the mean of the rows there are (a preset: its
-    random start); ``codebook``, the codebook vectors, so that codes that mean alike start alike."""
+    random start); ``codebook``, the codebook vectors; ``likeness``, on top of ``mean``, items' catalogue
+    texts and the company they keep in histories: items that are alike start alike, and so do their codes."""
     quantization: Literal["none", "8bit", "4bit"] = "none"
     """How frozen weights are held while LoRA trains; 8bit and 4bit need a CUDA GPU and the extra
     ``quantized``. The policy that comes out is in full precision."""

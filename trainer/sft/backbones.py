@@ -22,6 +22,7 @@ from policies.prompt import RECOMMEND, extend_tokenizer, first_item_token, item_
 from policies.weights import quiet
 from trainer.errors import CannotTrain
 
+from .likeness import Likeness
 from .new_tokens import start_rows
 
 LOCAL_LEARNING_RATE = 2e-4
@@ -55,12 +56,14 @@ def from_directory(
     seed: int,
     items: Sequence[int] = (),
     new_tokens: str = "mean",
+    likeness: Likeness | None = None,
     quantization: str = "none",
     device: str = "cpu",
 ) -> Backbone:
     """The model in ``directory`` with the codec's tokens added.
 
-    ``items``: rows of the codec that get a token of their own. ``new_tokens`` and ``quantization``: as in
+    ``items``: rows of the codec that get a token of their own. ``likeness``: of all the codec's items, what
+    its tokens start from besides what ``new_tokens`` says. ``new_tokens`` and ``quantization``: as in
     SftSettings; ``device``: where a quantized model goes.
 
     Raises CannotTrain when the directory is not whole, or holds no causal language model that can be trained
@@ -73,7 +76,7 @@ def from_directory(
     known = max(vocabulary.values()) + 1
     fresh = [name for name in codec_tokens(codec, items) if name not in vocabulary]
     extend_tokenizer(tokenizer, codec, items=items)
-    start_rows(model, tokenizer, codec, fresh, known=known, how=new_tokens, seed=seed)
+    start_rows(model, tokenizer, codec, fresh, known=known, how=new_tokens, seed=seed, likeness=likeness)
     set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, LOCAL_LEARNING_RATE, str(directory))
 

@@ -23,6 +23,7 @@ from trainer.ranks import Ranks
 from trainer.settings import SftSettings
 
 from .data import TokenMap, windows_of
+from .likeness import Likeness
 from .lora import plain, with_lora
 from .presets import open_backbone
 from .sasrec import SasRec
@@ -85,7 +86,8 @@ def train_sft(
 
     ``histories``: item ids of each training user, oldest first. ``texts``: catalogue text, for the tokenizer
     of a preset. ``catalogue``: titles, texts and categories, for the tasks that
-    ``settings.tasks`` gives a weight and for the teacher's share of like texts.
+    ``settings.tasks`` gives a weight, for the teacher's share of like texts, and for what the codec's
+    tokens start from.
     ``popularity``: item ids, most liked first; default: by occurrences in ``histories``.
     ``checkpoint``: folder for the state of an interrupted run; a call with the same input continues it and
     ends with the weights of an uninterrupted one; the state is removed at the end. Same input and seed: same
@@ -111,6 +113,7 @@ def train_sft(
             "or fit the codec to this catalogue with `align3gr tokenize`"
         )
     texts = list(texts)
+    lines = [catalogue.lines.get(item_id, "") for item_id in codec.item_ids]
     reopen = partial(
         open_backbone,
         settings.backbone,
@@ -120,6 +123,7 @@ def train_sft(
         seed=settings.seed,
         new_tokens=settings.new_tokens,
         items=most_frequent(indexed, len(codec), settings.item_tokens),
+        likeness=Likeness.of(lines, indexed) if settings.new_tokens == "likeness" else None,
     )
     backbone = reopen(quantization=settings.quantization, device=place)
     parameters = sum(p.numel() for p in backbone.model.parameters())
@@ -139,7 +143,7 @@ def train_sft(
     if settings.teacher_weight > 0:
         kept = Checkpoint(taught, key)
         tell = preparing if ranks.leads else None
-        teacher = _teacher(indexed, codec, settings, catalogue, place, kept, ranks, tell)
+        teacher = _teacher(indexed, lines, settings, place, kept, ranks, tell)
     trained = train_next_item(
         model,
         windows,
@@ -188,15 +192,15 @@ def train_sft(
 
 def _teacher(
     indexed: Sequence[np.ndarray[Any, Any]],
-    codec: ScidCodec,
+    lines: Sequence[str],
     settings: SftSettings,
-    catalogue: CatalogueText,
     device: str,
     kept: Checkpoint,
     ranks: Ranks,
     tell: Preparing | None,
 ) -> Teacher:
-    """From ``kept``, where an interrupted run left it; made and kept there otherwise."""
+    """From ``kept``, where an interrupted run left it; made and kept there otherwise. ``lines``: the text of
+    each of the codec's items."""
     saved = kept.load()
 
     def trained(epoch: int, epochs: int, loss: float, quality: float) -> None:
@@ -209,13 +213,13 @@ def _teacher(
         parts = parts_of(
             settings.teacher,
             indexed,
-            len(codec),
-            texts=[catalogue.lines.get(item_id, "") for item_id in codec.item_ids],
-            sasrec=lambda: SasRec.fit(indexed, len(codec), settings.sasrec, device=device, progress=trained),
+            len(lines),
+            texts=lines,
+            sasrec=lambda: SasRec.fit(indexed, len(lines), settings.sasrec, device=device, progress=trained),
         )
         teacher = Teacher.of(
             indexed,
-            len(codec),
+            len(lines),
             parts,
             keep=settings.teacher_items,
             weight=settings.teacher_weight,
@@ -283,7 +287,8 @@ def run_key(
     for text in texts:
         digest.update(text.encode() + b"\0")
     texts_taught = settings.teacher_weight > 0 and settings.teacher.texts > 0
-    if texts_taught or any(settings.tasks.weights.values()):
+    texts_start = settings.new_tokens == "likeness"
+    if texts_taught or texts_start or any(settings.tasks.weights.values()):
         for part in catalogue.parts():
             digest.update(part)
     return digest.hexdigest()

@@ -9,6 +9,14 @@ of its code, so that codes that are near each other start near each other:
 columns (rows, into a narrower model), which keeps angles; ``P c~`` is scaled to unit mean square a level;
 ``e_level`` is a random direction of each level, so that levels stay apart, and ``o`` its share. ``mean`` and
 ``spread`` are those of the old rows.
+
+``likeness``: on top of ``mean``, what is known of the items (``trainer.sft.likeness``):
+
+    an item's own token    row = mean + strength · spread · Q l
+    a code                 its start by ``mean`` + strength · spread · Q l-
+
+with ``l`` the item's likeness, ``l-`` its mean over the items that have the code, and ``Q`` a random
+rotation, which keeps angles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +29,12 @@ from torch import Tensor
 
 from policies.codec import ScidCodec, scid_tokens, user_scid_tokens
 from policies.errors import CodecError
-from policies.prompt import item_token
+from policies.prompt import item_row, item_token
 from policies.quantizer import Quantizer
 from policies.users import UserEncoder
 from trainer.errors import CannotTrain
+
+from .likeness import Likeness
 
 LEVEL_SHARE = 0.5
 """o: the share of a row's variance that tells its level; chosen, not tuned."""
@@ -36,14 +46,24 @@ Rows = NDArray[np.float32]
 
 
 def start_rows(
-    model: Any, tokenizer: Any, codec: ScidCodec, fresh: Sequence[str], *, known: int, how: str, seed: int
+    model: Any,
+    tokenizer: Any,
+    codec: ScidCodec,
+    fresh: Sequence[str],
+    *,
+    known: int,
+    how: str,
+    seed: int,
+    likeness: Likeness | None = None,
+    strength: float = 1.0,
 ) -> None:
     """Give the model a row for every token of ``tokenizer`` and start those of ``fresh``, in place.
 
     ``known``: one more than the highest id there was before; the rows below say what a row looks like. Rows
     that a vocabulary rounded up has to spare are used first and started like any other. ``how``: "keep" (the
-    random start of a model from scratch), "mean" or "codebook". Raises CannotTrain for "codebook" with a
-    codec without a quantizer.
+    random start of a model from scratch), "mean" or "codebook". ``likeness``: of the codec's items, for their
+    own tokens and codes among ``fresh``; ``strength``: the spread of its rows in units of the old rows'.
+    Raises CannotTrain for "codebook" with a codec without a quantizer.
     """
     vocabulary = tokenizer.get_vocab()
     old = model.get_input_embeddings().weight.shape[0]
@@ -67,6 +87,41 @@ def start_rows(
             codes = torch.from_numpy(np.stack([made[name] for name in named]))
             started = mean + spread.square().mean().sqrt() * codes
             weight.data[[vocabulary[name] for name in named]] = started.to(weight)
+        if likeness is not None and likeness.parts:
+            size = strength * spread.square().mean().sqrt()
+            own, of_codes, turned = _alike(likeness, codec, fresh, vocabulary, len(mean), seed)
+            alike = size * torch.from_numpy(turned)
+            weight.data[own] = (mean + alike[: len(own)]).to(weight)
+            weight.data[of_codes] += alike[len(own) :].to(weight)
+
+
+def _alike(
+    likeness: Likeness,
+    codec: ScidCodec,
+    fresh: Sequence[str],
+    vocabulary: Mapping[str, int],
+    width: int,
+    seed: int,
+) -> tuple[list[int], list[int], Rows]:
+    """(ids of items' own tokens, ids of codes, Q l of the former and then of the latter [n, width]): of the
+    items and codes that ``likeness`` knows something of."""
+    rows = likeness.rows(width)
+    known = np.asarray(rows.any(axis=1))
+    wanted = set(fresh)
+    own = [row for row in map(item_row, fresh) if row is not None and known[row]]
+    names = scid_tokens(codec.sizes)
+    means, codes, first = [rows[own]], [], 0
+    for level, size in enumerate(codec.sizes):
+        having = np.bincount(codec.codes[known, level], minlength=size)
+        sums = np.zeros((size, width), dtype=np.float32)
+        np.add.at(sums, codec.codes[known, level], rows[known])
+        met = [code for code in np.flatnonzero(having).tolist() if names[first + code] in wanted]
+        means.append((sums[met] / having[met, None]).astype(np.float32))
+        codes += [vocabulary[names[first + code]] for code in met]
+        first += size
+    turn = _orthonormal(width, width, np.random.default_rng([seed, 9]))
+    turned: Rows = (np.concatenate(means) @ turn.T).astype(np.float32)
+    return [vocabulary[item_token(row)] for row in own], codes, turned
 
 
 def code_rows(codec: ScidCodec, width: int, *, seed: int) -> Mapping[str, Rows]:

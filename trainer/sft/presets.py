@@ -17,6 +17,7 @@ from policies.prompt import extend_tokenizer
 from trainer.errors import CannotTrain
 
 from .backbones import Backbone, codec_tokens, from_directory, set_read_only
+from .likeness import Likeness
 from .new_tokens import start_rows
 
 __all__ = ["PRESETS", "Backbone", "Preset", "byte_level_tokenizer", "open_backbone"]
@@ -49,6 +50,11 @@ PRESETS = {
 """About 0.8, 1.4, 5 and 20 million parameters with 3 x 256 SCID tokens."""
 
 
+LIKENESS_STRENGTH = 3.0
+"""Spread of the rows that start from what items have in common, in units of a preset's random rows
+(docs/base-policy.md: 3 and 10 on Beauty)."""
+
+
 def open_backbone(
     name: str,
     codec: ScidCodec,
@@ -58,12 +64,14 @@ def open_backbone(
     seed: int,
     items: Sequence[int] = (),
     new_tokens: str = "mean",
+    likeness: Likeness | None = None,
     quantization: str = "none",
     device: str = "cpu",
 ) -> Backbone:
     """The preset called ``name``, else the local directory ``name``.
 
-    ``items``: rows of the codec that get a token of their own. ``new_tokens``, ``quantization``: as in
+    ``items``: rows of the codec that get a token of their own. ``likeness``: of all the codec's items, what
+    its tokens start from besides what ``new_tokens`` says. ``new_tokens``, ``quantization``: as in
     SftSettings; ``device``: where a quantized model goes.
     Raises CannotTrain when it is neither, or cannot be loaded as a causal language model.
     """
@@ -81,6 +89,7 @@ def open_backbone(
             seed=seed,
             items=items,
             new_tokens=new_tokens,
+            likeness=likeness,
         )
     if not Path(name).is_dir():
         presets = ", ".join(PRESETS)
@@ -94,6 +103,7 @@ def open_backbone(
         seed=seed,
         items=items,
         new_tokens=new_tokens,
+        likeness=likeness,
         quantization=quantization,
         device=device,
     )
@@ -132,6 +142,7 @@ def _from_scratch(
     seed: int,
     items: Sequence[int],
     new_tokens: str,
+    likeness: Likeness | None,
 ) -> Backbone:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -157,6 +168,16 @@ def _from_scratch(
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     how = "codebook" if new_tokens == "codebook" else "keep"
-    start_rows(model, tokenizer, codec, codec_tokens(codec, items), known=known, how=how, seed=seed)
+    start_rows(
+        model,
+        tokenizer,
+        codec,
+        codec_tokens(codec, items),
+        known=known,
+        how=how,
+        seed=seed,
+        likeness=likeness,
+        strength=LIKENESS_STRENGTH,
+    )
     set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, preset.learning_rate, name, scratch=True)
