@@ -90,7 +90,9 @@ def test_the_recipe_of_a_file_runs_on_a_tiny_model_of_its_architecture(file: Pat
 
 
 def test_the_files_are_the_ones_that_docs_name() -> None:
-    assert [file.name for file in FILES] == ["distilled.yaml", "llama2-7b.yaml", "paper.yaml", "qwen.yaml"]
+    assert [file.name for file in FILES] == [
+        "distilled.yaml", "llama2-7b.yaml", "paper.yaml", "plain.yaml", "qwen.yaml",
+    ]  # fmt: skip
     page = (FOLDER.parent / "docs" / "base-policy.md").read_text()
     assert all(f"settings/{file.name}" in page for file in FILES)
 
