@@ -1,7 +1,7 @@
 """The closed loop against its rivals, in worlds where the truth is known: liked rate by round.
 
     python benchmarks/closed_loop.py --world jester --folder jester/ [--seeds 5] [--rounds 8] [--json]
-    python benchmarks/closed_loop.py --world demo [--plot loop.png] [--keep DIR] [--record FILE]
+    python benchmarks/closed_loop.py --world demo [--plot loop.png] [--keep DIR] [--out FILE]
 
 Arms: *rfdpo*, the product's rounds; *frozen*, the base policy as SFT left it; *sft_likes*, the same rounds
 whose loss is SFT on the liked items (same steps, its own feedback); *bandit*, LinUCB; *popularity*, most
@@ -13,11 +13,13 @@ slate each, their histories fixed and nothing used up, by the truth and without 
 learners think of all items. ``gap_closed``: (rfdpo - frozen) / (oracle - frozen) in the last round;
 ``reachable_gap_closed``: the same with the ceiling in the oracle's place.
 
-``--keep``: a finished seed is kept there and not done again. ``--json``: the last line is one object
+``--keep``: a finished seed is kept there and not done again. ``--out``: the result is kept in that file under
+the world's name, with command, commit, device and date. ``--json``: the last line is one object
 [rfdpo, frozen, sft_likes, bandit, popularity, oracle, random, ceiling by round; gap_closed; seconds].
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import shutil
@@ -38,6 +40,7 @@ from align3gr.console import say
 from benchmarks.loop.arms import Arm, LoopOptions
 from benchmarks.loop.bandit import LinUcb
 from benchmarks.loop.worlds import LoopWorld, demo, jester
+from benchmarks.measuring import circumstances, record
 
 LEARNING = ("rfdpo", "sft_likes")
 LEVELS = ("rfdpo", "frozen", "sft_likes", "bandit", "popularity", "oracle", "random", "ceiling")
@@ -58,6 +61,7 @@ def main(line: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--plot", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--json", action="store_true")
     wanted = parser.parse_args(line)
     if wanted.world == "jester" and wanted.folder is None:
@@ -73,7 +77,8 @@ def main(line: Sequence[str] | None = None) -> None:
         options = LoopOptions(
             **{**asdict(options), "stage": tuple((dict(options.stage) | wanted.stage).items())}
         )
-        file = keep / f"{wanted.world}-{seed}-{wanted.rounds}-{wanted.served}-{wanted.learners}.json"
+        stage = hashlib.sha256(json.dumps(wanted.stage, sort_keys=True).encode()).hexdigest()[:8]
+        file = keep / f"{wanted.world}-{seed}-{wanted.rounds}-{wanted.served}-{wanted.learners}-{stage}.json"
         if not file.is_file():
             world = (
                 jester(wanted.folder, seed, learners=wanted.learners, judges=wanted.judges)
@@ -86,6 +91,8 @@ def main(line: Sequence[str] | None = None) -> None:
     table(facts)
     if wanted.plot:
         plot(facts, wanted.plot)
+    if wanted.out:
+        record(wanted.out, wanted.world, circumstances(line) | facts)
     if wanted.json:
         print(json.dumps(facts))
 
@@ -155,6 +162,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         **means,
         "seeds": [one["seed"] for one in runs],
+        "by_seed": {
+            name: np.round([one[name] for one in runs], 4).tolist()
+            for name in ("rfdpo", "sft_likes", "bandit", "popularity")
+        },
         "gap_closed": round(float(np.mean(closed("rfdpo", "oracle"))), 4),
         "gap_closed_by_seed": np.round(closed("rfdpo", "oracle"), 4).tolist(),
         "gap_closed_sft_likes": round(float(np.mean(closed("sft_likes", "oracle"))), 4),
