@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # Model size from which the published learning rate is right; below it, see StageSettings.learning_rate.
 _LARGE = 100_000_000
-_LARGE_RATE, _SMALL_RATE = 1e-5, 1e-3
+_LARGE_RATE, _SMALL_RATE = 1e-5, 2e-4
 
 _T = TypeVar("_T")
 

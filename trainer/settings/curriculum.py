@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .numbers import Count, Positive
-from .preference import StageSettings, require_different_names
+from .preference import FEEDBACK_STAGES, StageSettings, require_different_names
 
 
 class SelfPlaySettings(BaseModel):
@@ -57,8 +57,7 @@ class CurriculumSettings(BaseModel):
         StageSettings(name="sp-easy", data="sp-easy", beta=0.1, learning_rate=5e-5, epochs=1, anchor=1.0),
         StageSettings(name="sp-medium", data="sp-medium", beta=0.1, learning_rate=5e-5, epochs=1, anchor=1.0),
         StageSettings(name="sp-hard", data="sp-hard", beta=0.1, learning_rate=5e-5, epochs=1, anchor=1.0),
-        StageSettings(name="easy", data="easy"),
-        StageSettings(name="hard", data="hard"),
+        *FEEDBACK_STAGES,
     )
     """In the order they run, any number of them, data named twice if wanted. Self-play's rate is small: on
     Beauty (3.3 million parameters) 24 steps at 1e-3 cost 5% of NDCG@10, three tenths of that way nothing; and

@@ -30,8 +30,8 @@ class StageSettings(BaseModel):
     """What label smoothing does: ``conservative`` mixes in the flipped loss (cDPO), ``robust`` takes its
     expectation out, so that the loss is unbiased under such noise (rDPO; TRL's loss type ``robust``)."""
     learning_rate: Positive | None = None
-    """AdamW's peak rate; none: 1e-5 (the published code, 7B parameters) from 100 million parameters on, 1e-3
-    for smaller models."""
+    """AdamW's peak rate; none: 1e-5 (the published code, 7B parameters) from 100 million parameters on, 2e-4
+    for smaller models (docs/preference.md: what more does)."""
     epochs: Count = 3
     """Passes over the samples (the published code: 3)."""
     anchor: Annotated[float, Field(ge=0.0)] = 0.0
@@ -59,15 +59,21 @@ class StageSettings(BaseModel):
         return None if self.data == "easy" or self.data == "hard" else self.data
 
 
+FEEDBACK_STAGES = (
+    StageSettings(name="easy", data="easy", beta=0.1, epochs=1, anchor=1.0),
+    StageSettings(name="hard", data="hard", beta=0.1, epochs=1, anchor=1.0),
+)
+"""RF-DPO unless settings say otherwise: one short pass, held by the likelihood of what was liked. It did no
+harm where a neutral item is no rejection (ratings) and gains where it is one (slates of the policy's own);
+the published code's beta 1, three epochs and no anchor cost a third of NDCG@10 there (docs/preference.md)."""
+
+
 class PreferenceSettings(BaseModel):
     """Progressive preference training: the stages in order, and what they share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stages: tuple[StageSettings, ...] = (
-        StageSettings(name="easy", data="easy"),
-        StageSettings(name="hard", data="hard"),
-    )
+    stages: tuple[StageSettings, ...] = FEEDBACK_STAGES
     """In the order they run; the policy that one ends with is the reference of the next."""
     max_rejected: Annotated[int, Field(ge=1, le=20)] = 20
     """Rejected responses of a sample that are used, the nearest first (paper: up to 20)."""
