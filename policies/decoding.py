@@ -260,11 +260,10 @@ class Search:
         logits = logits_at(
             self.model,
             places,
-            use_cache=True,
+            cache=self.cache,
             input_ids=ids,
             attention_mask=attention_argument(self.model, allowed, positions, self.key_positions),
             position_ids=positions,
-            past_key_values=self.cache,
         )
         return logits.float().view(len(ids), -1, logits.shape[1])
 

@@ -5,6 +5,7 @@ the vocabulary; the model's config names the first of them, and log pi is normal
 it. Without such tokens that is the full vocabulary.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -22,13 +23,15 @@ def said(model: Any, logits: torch.Tensor) -> torch.Tensor:
     return logits if first is None else logits[..., :first]
 
 
-def logits_at(model: Any, places: torch.Tensor, *, use_cache: bool = False, **inputs: Any) -> torch.Tensor:
+def logits_at(model: Any, places: torch.Tensor, *, cache: Any = None, **inputs: Any) -> torch.Tensor:
     """Logits over what can be said, [*places, V'], at ``places`` in the flattened [B T] of ``inputs``.
 
-    Where the head is a plain matrix it is computed at these places and for these tokens alone.
+    ``cache``: a transformers cache to read and to write; none: nothing is kept. Where the head is a plain
+    matrix it is computed at these places and for these tokens alone.
     """
     # LoRA stands inside of the model's own layers; a head that it wraps is no plain matrix.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    remembered = {"use_cache": False} if cache is None else {"use_cache": True, _cache_name(inner): cache}
     head = inner.get_output_embeddings()
     plain = (
         type(head) is nn.Linear
@@ -39,8 +42,13 @@ def logits_at(model: Any, places: torch.Tensor, *, use_cache: bool = False, **in
         # Every column that predicts something in some row: stock models take no finer choice.
         width = inputs["input_ids"].shape[1]
         columns, among = torch.unique(places % width, return_inverse=True)
-        logits = said(model, model(use_cache=use_cache, logits_to_keep=columns, **inputs).logits)
+        logits = said(model, model(logits_to_keep=columns, **remembered, **inputs).logits)
         return logits.flatten(0, 1)[places // width * len(columns) + among]
-    states = inner.get_decoder()(use_cache=use_cache, **inputs).last_hidden_state
+    states = inner.get_decoder()(**remembered, **inputs).last_hidden_state
     weight = head.weight[: getattr(model.config, READ_ONLY, None)]
     return nn.functional.linear(states.flatten(0, 1)[places], weight)
+
+
+def _cache_name(model: Any) -> str:
+    """What the model calls its cache: transformers renamed the argument in 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
