@@ -80,6 +80,7 @@ ROWS = (
         seeded=True,
     ),
     Row("ours", "our pipeline as its settings are", "Align3GR", seeded=True),
+    Row("ours-mean-start", "the same, its codec's tokens started as any others", "Align3GR", seeded=True),
     Row(
         "lightgcn",
         "",

@@ -38,10 +38,16 @@ def as_they_are(settings: TrainerSettings) -> TrainerSettings:
     return settings
 
 
+def mean_start(settings: TrainerSettings) -> TrainerSettings:
+    """Ours, whose codec's tokens start as any new token does."""
+    return settings.model_copy(update={"sft": settings.sft.model_copy(update={"new_tokens": "mean"})})
+
+
 POLICIES: dict[str, Callable[[TrainerSettings], TrainerSettings]] = {
     "tiger-like": tiger_like,
     "letter-tiger-like": letter_like,
     "ours": as_they_are,
+    "ours-mean-start": mean_start,
 }
 
 

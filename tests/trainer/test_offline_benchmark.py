@@ -131,7 +131,7 @@ def test_the_likes_of_other_models_are_our_settings_with_parts_left_out() -> Non
     assert POLICIES["letter-tiger-like"](rich).tokenization.collaborative == rich.tokenization.collaborative
     assert POLICIES["ours"](rich) == rich
     # A policy kept under other settings is never taken for one under these.
-    assert len({policy_key(name, one) for name in POLICIES for one in (rich, TrainerSettings())}) == 4
+    assert len({policy_key(name, one) for name in POLICIES for one in (rich, TrainerSettings())}) == 6
 
 
 @pytest.mark.slow
