@@ -93,6 +93,13 @@ def test_rows_have_mean_square_one_and_nothing_is_made_up() -> None:
         np.testing.assert_array_equal(rows, Likeness.of(texts, histories).rows(width))
 
 
+def test_one_text_for_all_tells_nothing_apart() -> None:
+    assert not Likeness.of(["a lamp"] * 60, []).rows(32).any()
+    both = Likeness.of(["a lamp"] * 60, company()).rows(32)
+    np.testing.assert_array_equal(both[:, :16], 0)
+    assert both[:, 16:].any(axis=1).all()
+
+
 def test_where_nothing_is_known_tokens_start_as_any_others() -> None:
     codec = tiny_codec(60)
     nothing = Likeness.of([""] * 60, [np.array([3])])

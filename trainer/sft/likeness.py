@@ -25,6 +25,8 @@ Rows = npt.NDArray[np.float32]
 WIDTH = 128
 """Singular vectors of a part at most."""
 TEXT_VOCABULARY = 50_000
+ALL_ALIKE = 1e-4
+"""Spread of a part's rows, of length 1, below which they tell nothing apart but rounding."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,12 @@ class Likeness:
         for place, part in enumerate(self.parts):
             kept = part[:, :share]
             known = np.asarray(kept.any(axis=1))
+            if not known.any():
+                continue
             centred = kept[known] - kept[known].mean(axis=0)
-            scale = max(float(np.sqrt(np.square(centred).sum() / known.sum())), 1e-12)
+            scale = float(np.sqrt(np.square(centred).sum() / known.sum()))
+            if scale < ALL_ALIKE:
+                continue
             columns = slice(place * share, place * share + kept.shape[1])
             found[known, columns] = centred * (np.sqrt(width / len(self.parts)) / scale)
         return found
