@@ -62,7 +62,7 @@ def test_loss_and_gradients_equal_the_printed_formula(seed: int, counts: list[in
     c = torch.tensor(chosen, requires_grad=True)
     r = torch.tensor(rejected, requires_grad=True)
     losses = preference_loss(
-        responses(c, r, mask), responses(ref_chosen.tolist(), ref_rejected, mask), stage(beta=beta), CODES
+        responses(c, r, mask), responses(ref_chosen, ref_rejected, mask), stage(beta=beta), CODES
     )
     losses.sum().backward()
     assert c.grad is not None
