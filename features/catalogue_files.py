@@ -79,9 +79,9 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, decode(line)
-                except msgspec.DecodeError as error:
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
                     raise ItemRefused(
-                        f"{path}, line {number}: not JSON ({error}); nothing was loaded"
+                        f"{path}, line {number}: not JSON in utf-8 ({error}); nothing was loaded"
                     ) from None
 
 

