@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT_AT = ("--keep", "--out", "--plot")
+"""Options that name a place of this machine and change no figure."""
 
 
 def clocks() -> tuple[float, float]:
@@ -57,14 +59,14 @@ def commit() -> str:
 
 def command(words: Sequence[str] | None = None) -> str:
     """The command line (``words``: its arguments) without this machine's folders: of a folder its name, of
-    ``--out`` nothing."""
+    where something is kept nothing."""
     threads = os.environ.get("OMP_NUM_THREADS")
     said = [f"OMP_NUM_THREADS={threads}"] if threads else []
     said += ["python", f"benchmarks/{Path(sys.argv[0]).name}"]
     given = list(sys.argv[1:] if words is None else words)
     while given:
         word = given.pop(0)
-        if word == "--out":
+        if word in KEPT_AT:
             given[:1] = []
         else:
             said.append(f"{Path(word).name}/" if Path(word).is_dir() else word)
